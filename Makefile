@@ -1,0 +1,44 @@
+# Everything works from a fresh clone: each target sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit check format coverage clean
+
+help: ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: $(VENV)/demo ## start private servers and the whole stack, place orders, check the invariants, stop
+	@$(BIN)/relay demo $(ARGS)
+
+test: $(VENV)/dev ## every test: unit, integration, acceptance, crash
+	@$(BIN)/pytest $(ARGS)
+
+unit: $(VENV)/dev ## the tests that need no server
+	@$(BIN)/pytest tests/unit $(ARGS)
+
+check: $(VENV)/dev ## ruff, mypy, import-linter
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/dev ## put the code into shape
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+coverage: $(VENV)/dev ## every test, with branches covered
+	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+clean: ## remove what was built
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# A marker for each set of extras: newer than pyproject.toml means installed.
+$(VENV)/%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "saga-relay needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,68 @@
+"""The names on the wire: exchanges, AMQP properties and headers, for those who publish and those who consume. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+HeaderValue: TypeAlias = "str | bytes | int | float | bool | list[HeaderValue] | dict[str, HeaderValue] | None"
+
+EVENTS: Final = "relay.events"
+COMMANDS: Final = "relay.commands"
+REPLIES: Final = "relay.replies"
+DEAD: Final = "relay.dead"
+
+JSON: Final = "application/json"
+
+# CloudEvents 1.0, binary content mode.
+CE_ID: Final = "ce-id"
+CE_SOURCE: Final = "ce-source"
+CE_TYPE: Final = "ce-type"
+CE_SPECVERSION: Final = "ce-specversion"
+CE_PARTITIONKEY: Final = "ce-partitionkey"
+
+# What CloudEvents has no name for.
+AGGREGATE_TYPE: Final = "aggregate_type"
+AGGREGATE_ID: Final = "aggregate_id"
+CAUSATION_ID: Final = "causation_id"
+OPERATION: Final = "operation"
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """AMQP basic properties, under AMQP's names. `timestamp` is in seconds since 1970, as AMQP has it."""
+
+    message_id: str | None
+    type: str | None = None
+    content_type: str | None = JSON
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    timestamp: int | None = None
+    app_id: str | None = None
+    headers: Mapping[str, HeaderValue] = field(default_factory=dict)
+
+    def header(self, name: str) -> str | None:
+        """A header as text, None where it is absent or no text."""
+        value = self.headers.get(name)
+        return value if isinstance(value, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message as it is handed to the broker: where to, what about it, and its body, byte for byte."""
+
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message as the broker handed it over. `tag` is good for the channel that brought it, and for one answer."""
+
+    tag: int
+    exchange: str
+    routing_key: str
+    redelivered: bool
+    properties: Properties
+    body: bytes

@@ -1,0 +1,106 @@
+"""`relay lag`."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import click
+
+from relay.cli.options import OutputFormat, config_option, dsn_option, load_settings
+from relay.config import Settings
+from relay.errors import ExitCode, RelayError
+from relay.wal.lag import Lag, measure
+
+REFRESH_S: Final = 2.0
+
+_HEADINGS: Final = (
+    "SOURCE", "SLOT", "ACTIVE", "WAL STATUS", "CURRENT LSN", "CONFIRMED LSN", "LAG", "LAG S", "RETAINED", "SAFE",
+)  # fmt: skip
+
+
+@click.command()
+@config_option
+@dsn_option
+@click.option(
+    "--format",
+    "output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    envvar="RELAY_FORMAT",
+    show_envvar=True,
+    help="JSON is one list, with an object per source.",
+)
+@click.option("--watch", is_flag=True, help=f"Show it again every {REFRESH_S:g} s, until Ctrl-C.")
+def lag(config: Path | None, dsn: str | None, output: OutputFormat, watch: bool) -> int:
+    """Show how far behind each source is. Asks the databases alone; no relay need be running.
+
+    LAG counts all WAL that is not confirmed yet; LAG S is the age of the oldest commit that is not confirmed, 0 when
+    nothing is outstanding; RETAINED is the WAL that PostgreSQL keeps for the slot; SAFE is what may still be written
+    before it gives the slot up.
+
+    A source that cannot be asked does not hide the others; the exit status is 3 then.
+    """
+    settings = load_settings(config, dsn)
+    while True:
+        lags, failures = _measure_all(settings)
+        if watch and output == "table":
+            click.clear()
+        if output == "json":
+            click.echo(json.dumps([asdict(row) for row in lags]))
+        elif lags:
+            click.echo(render(lags))
+        for source, error in failures:
+            click.echo(f"relay: {source}: {error}\n  {error.hint}".rstrip(), err=True)
+        if not watch:
+            return ExitCode.SOURCE if failures else ExitCode.OK
+        time.sleep(REFRESH_S)
+
+
+def _measure_all(settings: Settings) -> tuple[list[Lag], list[tuple[str, RelayError]]]:
+    lags, failures = [], []
+    for source in settings.source:
+        try:
+            lags.append(measure(source.name, source.dsn.get_secret_value(), source.slot))
+        except RelayError as error:
+            failures.append((source.name, error))
+    return lags, failures
+
+
+def render(lags: Iterable[Lag]) -> str:
+    """A table with a line a source."""
+    rows: list[Sequence[str]] = [_HEADINGS]
+    rows += [
+        (
+            lag.source,
+            lag.slot,
+            "yes" if lag.active else "no",
+            lag.wal_status or "-",
+            lag.current_wal_lsn,
+            lag.confirmed_flush_lsn or "-",
+            _size(lag.lag_bytes),
+            "-" if lag.lag_seconds is None else f"{lag.lag_seconds:.1f}",
+            _size(lag.retained_wal_bytes),
+            "unlimited" if lag.safe_wal_bytes is None else _size(lag.safe_wal_bytes),
+        )
+        for lag in lags
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _size(count: int | None) -> str:
+    """Bytes as a person reads them."""
+    if count is None:
+        return "-"
+    size, units = float(count), iter(("B", "kB", "MB", "GB"))
+    for unit in units:
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

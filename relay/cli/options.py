@@ -1,0 +1,64 @@
+"""Options that several verbs share. Each has a twin in the environment, which its help names."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+from psycopg.conninfo import conninfo_to_dict
+
+from relay.config import Settings, load
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+OutputFormat = Literal["table", "json"]
+
+
+def config_option(verb: Verb) -> Verb:
+    """`--config FILE`."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="RELAY_CONFIG",
+        show_envvar=True,
+        help="TOML file with [broker] and [[source]].",
+    )(verb)
+
+
+def dsn_option(verb: Verb) -> Verb:
+    """`--dsn DSN`. Its twin is read with the other settings, so that it is laid over the file in the same way."""
+    return click.option(
+        "--dsn",
+        metavar="DSN",
+        help="Database of the first source, like postgresql://relay@host/orders.  [env var: RELAY_SOURCE__0__DSN]",
+    )(verb)
+
+
+def amqp_option(verb: Verb) -> Verb:
+    """`--amqp URL`."""
+    return click.option(
+        "--amqp", metavar="URL", help="RabbitMQ, like amqp://relay@host:5672/vhost.  [env var: RELAY_BROKER__URL]"
+    )(verb)
+
+
+def load_settings(
+    config: Path | None, dsn: str | None, amqp_url: str | None = None, *, needs_broker: bool = False
+) -> Settings:
+    """The settings of a verb; a password in its flags is warned about."""
+    settings = load(config, dsn=dsn, amqp_url=amqp_url, needs_broker=needs_broker)
+    twins = {"--dsn": "RELAY_SOURCE__0__DSN", "--amqp": "RELAY_BROKER__URL"}
+    for flag, value in (("--dsn", dsn), ("--amqp", amqp_url)):
+        if value is not None and _has_password(value):
+            click.echo(
+                f"relay: warning: everybody on this machine can see the password in {flag} (ps shows it); "
+                f"give it in {twins[flag]}, or in a file with --config",
+                err=True,
+            )
+    return settings
+
+
+def _has_password(address: str) -> bool:
+    """Whether a DSN or URL that has been found valid holds a password."""
+    if address.startswith("amqp"):
+        return ":" in address.partition("://")[2].rpartition("@")[0]
+    return bool(conninfo_to_dict(address).get("password"))

@@ -1,0 +1,1 @@
+"""The relay itself: sources are read, captured, published, confirmed, reported, and kept going."""

@@ -1,0 +1,116 @@
+"""Keeps every source going: reconnects, stops on a signal, and says how it went."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from relay.backoff import Backoff
+from relay.daemon.session import Session
+from relay.errors import BrokerAway, ExitCode, RelayError, SourceAway
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S: Final = 0.2
+RETRY_CAP_S: Final = 15.0
+"""Attempts to reconnect are at least half of this apart when a server stays away."""
+
+
+class Supervisor:
+    """Runs one session after the other for each source, until told to stop or until waiting cannot mend it.
+
+    A source that has to stop does not stop the others.
+    """
+
+    def __init__(self, sources: dict[str, Callable[[], Session]]) -> None:
+        """`sources` makes the sessions, by the name of the source."""
+        self._sources = sources
+        self._stopping = asyncio.Event()
+        self._halt = asyncio.Event()
+
+    async def run(self) -> ExitCode:
+        """Keep all sources going. The exit code is OK after a stop, or that of the first source that had to give up."""
+        with _signals(self._on_signal):
+            codes = await asyncio.gather(*(self._keep(name, make) for name, make in self._sources.items()))
+        return next((code for code in codes if code is not ExitCode.OK), ExitCode.OK)
+
+    def _on_signal(self) -> None:
+        """The first signal lets what is in flight arrive; the second does not wait for that."""
+        if self._stopping.is_set():
+            log.warning("a second signal: not waiting for what is in flight", extra={"action": "halting"})
+            self._halt.set()
+        else:
+            log.info("stopping", extra={"action": "stopping"})
+            self._stopping.set()
+
+    async def _keep(self, name: str, make: Callable[[], Session]) -> ExitCode:
+        backoff = Backoff(RETRY_FIRST_S, RETRY_CAP_S)
+        while not self._stopping.is_set():
+            session = make()
+            try:
+                await self._run(session)
+            except (SourceAway, BrokerAway) as away:
+                if session.streaming:
+                    backoff.reset()
+                await self._pause(name, away, backoff.next())
+            except RelayError as error:
+                extra = {"action": "source_stopped", "source": name, "hint": error.hint}
+                log.error("%s has stopped: %s", name, error, extra=extra)
+                return error.exit_code
+            except Exception:
+                log.exception("%s has stopped: this is a bug", name, extra={"action": "source_crashed", "source": name})
+                return ExitCode.FAILURE
+        return ExitCode.OK
+
+    async def _run(self, session: Session) -> None:
+        """Run a session to its end, or as far as a stop lets it."""
+        running = asyncio.ensure_future(session.run())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        halt = asyncio.ensure_future(self._halt.wait())
+        try:
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                session.stop()
+                if session.streaming:
+                    await asyncio.wait({running, halt}, return_when=asyncio.FIRST_COMPLETED)
+                running.cancel()
+            await _outcome(running)
+        finally:
+            running.cancel()
+            stopping.cancel()
+            halt.cancel()
+
+    async def _pause(self, name: str, away: RelayError, seconds: float) -> None:
+        """Wait before the next attempt; a stop ends the wait."""
+        log.warning(
+            "%s: %s; trying again in %.1f s",
+            name,
+            away,
+            seconds,
+            extra={"action": "reconnecting", "source": name, "retry_in_s": round(seconds, 3), "hint": away.hint},
+        )
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({stopping}, timeout=seconds)
+        stopping.cancel()
+
+
+async def _outcome(running: "asyncio.Future[None]") -> None:
+    """Raise what a session ended with, unless it ended because it was cancelled here."""
+    await asyncio.wait({running})
+    if not running.cancelled():
+        running.result()
+
+
+@contextmanager
+def _signals(handler: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,1 @@
+"""PostgreSQL in: slots, the replication stream, and the decoder of what comes through it."""

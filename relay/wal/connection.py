@@ -1,0 +1,96 @@
+"""Connecting to a source, and what its refusals mean."""
+
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from relay.errors import SourceAway, SourceError
+
+CONNECT_TIMEOUT_S: Final = 10
+"""How long one attempt to connect may take, unless the DSN says otherwise."""
+
+_LOGIN_HINT: Final = "Check the user, the password and the database in the DSN, and pg_hba.conf on the server."
+_RIGHTS_HINT: Final = "docs/setup.md lists the rights that the relay's role needs."
+
+_REFUSALS: Final[dict[str, str]] = {
+    "28000": _LOGIN_HINT,  # invalid authorization: no such role, or pg_hba.conf
+    "28P01": _LOGIN_HINT,  # wrong password
+    "3D000": _LOGIN_HINT,  # no such database
+    "42501": _RIGHTS_HINT,
+    "3F000": "Run `relay migrate` on this database first.",
+    "42P01": "Run `relay migrate` on this database first.",
+    "42703": "Run `relay migrate` on this database: its schema is older than this relay.",
+    "55000": "Logical replication needs `wal_level = logical` on the server, and a restart of it.",
+}
+"""SQLSTATEs that waiting does not mend, and what to do about each."""
+
+_CONNECT_REFUSALS: Final[tuple[str, ...]] = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",
+    "is not permitted to log in",
+    "permission denied",
+)
+"""libpq gives no SQLSTATE for a failed connect, so the server's words have to do. Where a server speaks another
+language, the relay waits instead of stopping, and shows those words."""
+
+
+def address(dsn: str) -> str:
+    """Where a DSN points to, without user and password: fit for logs."""
+    parts = conninfo_to_dict(dsn)
+    return f"{parts.get('host', 'the local socket')}:{parts.get('port', 5432)}, database {database(dsn)}"
+
+
+def database(dsn: str) -> str:
+    """The database that a DSN names; libpq falls back to the user's name."""
+    parts = conninfo_to_dict(dsn)
+    return str(parts.get("dbname") or parts.get("user") or "postgres")
+
+
+def refusal(error: psycopg.Error, dsn: str) -> SourceError:
+    """What an error of psycopg means to the relay: SourceAway when waiting may help, else a plain SourceError."""
+    message = f"PostgreSQL at {address(dsn)}: {_one_line(error)}"
+    if error.sqlstate in _REFUSALS:
+        return SourceError(message, _REFUSALS[error.sqlstate])
+    if isinstance(error, psycopg.OperationalError):
+        if error.sqlstate is None and any(words in str(error) for words in _CONNECT_REFUSALS):
+            return SourceError(message, _LOGIN_HINT)
+        return SourceAway(message)
+    return SourceError(message)
+
+
+async def connect(dsn: str, *, name: str, replication: bool = False) -> AsyncConnection[TupleRow]:
+    """Connect in autocommit mode. `name` is what pg_stat_activity shows. Raises SourceError or SourceAway."""
+    options: dict[str, Any] = {"replication": "database"} if replication else {}
+    try:
+        return await AsyncConnection.connect(prepared(dsn, name), autocommit=True, **options)
+    except psycopg.Error as error:
+        raise refusal(error, dsn) from None
+
+
+def prepared(dsn: str, name: str) -> str:
+    """The DSN with what every session of the relay relies on: UTF-8 and times as ISO 8601 in UTC."""
+    given = conninfo_to_dict(dsn)
+    session = "-c DateStyle=ISO -c TimeZone=UTC -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
+    return make_conninfo(
+        dsn,
+        application_name=name,
+        client_encoding="UTF8",
+        connect_timeout=given.get("connect_timeout", CONNECT_TIMEOUT_S),
+        options=f"{given.get('options', '')} {session}".strip(),
+    )
+
+
+async def fetch_one(
+    connection: AsyncConnection[TupleRow], query: LiteralString, parameters: tuple[object, ...] = ()
+) -> TupleRow | None:
+    """The first row of a query, None when there is none."""
+    return await (await connection.execute(query, parameters)).fetchone()
+
+
+def _one_line(error: psycopg.Error) -> str:
+    return " ".join((error.diag.message_primary or str(error)).split())

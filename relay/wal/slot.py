@@ -1,0 +1,129 @@
+"""The replication slot and the publication of a source: inspected, verified, created."""
+
+from dataclasses import dataclass
+from typing import Final, LiteralString
+
+from psycopg import AsyncConnection, sql
+from psycopg.rows import TupleRow
+
+from relay.errors import SourceError
+from relay.wal.connection import fetch_one
+from relay.wal.lsn import NOWHERE, Lsn, format_lsn, parse_lsn
+
+PLUGIN: Final = "pgoutput"
+
+
+class SlotMissing(SourceError):
+    """The checkpoint knows the slot, and the server does not have it any more."""
+
+    hint = (
+        "Messages committed since then were not published, and a new slot would not see them. "
+        "Read docs/slot-loss.md before you remove the slot's row from relay.checkpoint."
+    )
+
+
+class SlotUnusable(SourceError):
+    """There is a slot of that name, and the relay cannot stream from it."""
+
+
+class PublicationMissing(SourceError):
+    """The slot is in use and its publication is gone: PostgreSQL silently skips what is committed meanwhile."""
+
+    hint = "Read docs/slot-loss.md: rows written without the publication were not, and will not be, published."
+
+
+class PublicationIncomplete(SourceError):
+    """The publication does not contain what the relay captures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A logical replication slot, as pg_replication_slots shows it."""
+
+    name: str
+    plugin: str
+    database: str
+    wal_status: str | None
+    confirmed_flush_lsn: Lsn
+
+    def verify(self, database: str) -> None:
+        """Raise SlotUnusable unless the relay can stream `database` from here."""
+        if self.plugin != PLUGIN:
+            hint = "Give the source another slot name, or drop that slot if nobody uses it."
+            raise SlotUnusable(f"slot {self.name} is for the plugin {self.plugin}, not {PLUGIN}", hint)
+        if self.database != database:
+            hint = "Slots are shared by all databases of a server: give the source another slot name."
+            raise SlotUnusable(f"slot {self.name} belongs to database {self.database}, not {database}", hint)
+        if self.wal_status == "lost":
+            position = format_lsn(self.confirmed_flush_lsn)
+            hint = "PostgreSQL removed WAL that the slot needed (max_slot_wal_keep_size). Read docs/slot-loss.md."
+            raise SlotUnusable(f"slot {self.name} has lost the WAL after {position}", hint)
+
+
+async def find_slot(connection: AsyncConnection[TupleRow], name: str) -> Slot | None:
+    """The slot of that name, None when the server has none."""
+    query: LiteralString = """
+        SELECT plugin, database, wal_status, confirmed_flush_lsn::text
+        FROM pg_replication_slots WHERE slot_name = %s AND slot_type = 'logical'
+    """
+    row = await fetch_one(connection, query, (name,))
+    if row is None:
+        return None
+    plugin, database, wal_status, confirmed = row
+    return Slot(name, plugin, database, wal_status, parse_lsn(confirmed) if confirmed else NOWHERE)
+
+
+async def drop_slot(connection: AsyncConnection[TupleRow], name: str) -> None:
+    """Drop a slot that nobody streams from."""
+    await connection.execute("SELECT pg_drop_replication_slot(%s)", (name,))
+
+
+async def verify_server(connection: AsyncConnection[TupleRow]) -> None:
+    """Raise SourceError unless the server can do logical replication and the relay's schema is there."""
+    row = await fetch_one(connection, "SELECT current_setting('wal_level'), to_regclass('relay.outbox') IS NULL")
+    wal_level, no_schema = row or (None, True)
+    if wal_level != "logical":
+        hint = "Set `wal_level = logical` in postgresql.conf and restart the server."
+        raise SourceError(f"the server runs with wal_level = {wal_level}, which logical replication cannot read", hint)
+    if no_schema:
+        raise SourceError("the database has no table relay.outbox", "Run `relay migrate` on this database first.")
+
+
+async def publication_exists(connection: AsyncConnection[TupleRow], name: str) -> bool:
+    """Whether there is such a publication."""
+    return await fetch_one(connection, "SELECT 1 FROM pg_publication WHERE pubname = %s", (name,)) is not None
+
+
+async def create_publication(connection: AsyncConnection[TupleRow], name: str) -> None:
+    """Publish the rows that are inserted into relay.outbox, whichever partition they land in."""
+    statement = sql.SQL(
+        "CREATE PUBLICATION {} FOR TABLE relay.outbox WITH (publish = 'insert', publish_via_partition_root = true)"
+    )
+    await connection.execute(statement.format(sql.Identifier(name)))
+
+
+async def verify_publication(connection: AsyncConnection[TupleRow], name: str) -> None:
+    """Raise PublicationIncomplete unless every column of every row inserted into relay.outbox comes through."""
+    query: LiteralString = """
+        SELECT pubinsert, pubviaroot, outbox.pubname IS NOT NULL,
+               coalesce(outbox.rowfilter IS NULL, true),
+               coalesce(outbox.attnames @> (
+                   SELECT array_agg(attname) FROM pg_attribute
+                   WHERE attrelid = 'relay.outbox'::regclass AND attnum > 0 AND NOT attisdropped), true)
+        FROM pg_publication
+        LEFT JOIN pg_publication_tables AS outbox
+            ON outbox.pubname = pg_publication.pubname AND outbox.schemaname = 'relay' AND outbox.tablename = 'outbox'
+        WHERE pg_publication.pubname = %s
+    """
+    wrong = (
+        "does not publish INSERTs",
+        "publishes partitions under their own names (publish_via_partition_root is off)",
+        "does not contain the table relay.outbox",
+        "filters the rows of relay.outbox",
+        "leaves out columns of relay.outbox",
+    )
+    row = await fetch_one(connection, query, (name,)) or (False,)
+    for good, what in zip(row, wrong, strict=False):
+        if not good:
+            hint = "Give the source a publication of its own, which the relay creates, or mend this one by hand."
+            raise PublicationIncomplete(f"publication {name} {what}", hint)

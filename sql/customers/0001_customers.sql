@@ -1,0 +1,19 @@
+-- The Customer Service's own tables. Its role is called like its database.
+
+CREATE TABLE customers (
+    id            uuid           PRIMARY KEY DEFAULT gen_random_uuid(),
+    name          text           NOT NULL CHECK (name <> ''),
+    credit_limit  numeric(12, 2) NOT NULL CHECK (credit_limit >= 0),
+    reserved      numeric(12, 2) NOT NULL DEFAULT 0 CHECK (reserved >= 0),
+    CONSTRAINT reserved_within_limit CHECK (reserved <= credit_limit)
+);
+
+CREATE TABLE credit_reservations (
+    order_id     uuid           PRIMARY KEY,
+    customer_id  uuid           NOT NULL REFERENCES customers,
+    amount       numeric(12, 2) NOT NULL CHECK (amount > 0)
+);
+CREATE INDEX credit_reservation_customer ON credit_reservations (customer_id);
+
+GRANT SELECT, INSERT, UPDATE ON customers TO customers;
+GRANT SELECT, INSERT, DELETE ON credit_reservations TO customers;

@@ -1,0 +1,13 @@
+-- The Order Service's own tables. Its role is called like its database.
+
+CREATE TABLE orders (
+    id           uuid           PRIMARY KEY DEFAULT gen_random_uuid(),
+    customer_id  uuid           NOT NULL,
+    total        numeric(12, 2) NOT NULL CHECK (total > 0),
+    state        text           NOT NULL DEFAULT 'PENDING' CHECK (state IN ('PENDING', 'APPROVED', 'CANCELLED')),
+    reason       text,
+    created_at   timestamptz    NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX orders_customer ON orders (customer_id, created_at);
+
+GRANT SELECT, INSERT, UPDATE ON orders TO orders;
