@@ -1,0 +1,26 @@
+"""The library that services use: messages that commit with the work they are about, and handlers that run once."""
+
+from relay.messaging import inbox, outbox
+from relay.messaging.message import Command, Event, Failure, Incoming, Message, Reply, Unprocessable
+from relay.messaging.outbox import NotInTransaction, WrongDestination
+from relay.messaging.service import HandlerTaken, Service
+from relay.messaging.transaction import Pool, Transaction, TransactionLost
+
+__all__ = [
+    "Command",
+    "Event",
+    "Failure",
+    "HandlerTaken",
+    "Incoming",
+    "Message",
+    "NotInTransaction",
+    "Pool",
+    "Reply",
+    "Service",
+    "Transaction",
+    "TransactionLost",
+    "Unprocessable",
+    "WrongDestination",
+    "inbox",
+    "outbox",
+]

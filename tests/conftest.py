@@ -1,0 +1,79 @@
+"""Fixtures: servers for the session, a database and a virtual host for each test."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.database import Database, Databases
+from tests.support.servers import PostgresServer, RabbitServer, postgres_server, rabbit_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """PostgreSQL with the roles of the relay and the services."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[RabbitServer]:
+    """RabbitMQ with the users of the relay and the services."""
+    with rabbit_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def databases(postgres: PostgresServer) -> Iterator[Databases]:
+    made = Databases(postgres)
+    yield made
+    made.drop_all()
+
+
+@pytest.fixture
+def make_database(databases: Databases) -> Iterator[Callable[..., Database]]:
+    """Make databases that go with the test: `make_database("orders")` has the tables of sql/orders as well."""
+    made: list[Database] = []
+
+    def make(*folders: str) -> Database:
+        made.append(databases.create(*folders))
+        return made[-1]
+
+    yield make
+    for database in made:
+        databases.drop(database)
+
+
+@pytest.fixture
+def database(make_database: Callable[..., Database]) -> Database:
+    """A database with the relay's schema."""
+    return make_database()
+
+
+@dataclass(frozen=True)
+class VirtualHost:
+    """A virtual host for one test. `url` has all rights in it."""
+
+    name: str
+    server: RabbitServer
+
+    @property
+    def url(self) -> str:
+        return self.server.url_of(self.name)
+
+    def user_url(self, user: str) -> str:
+        """As the relay, or as a service, with its rights and no more."""
+        return self.server.url_of(self.name, user)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def vhost(rabbit: RabbitServer) -> Iterator[VirtualHost]:
+    host = VirtualHost(f"t{os.getpid()}-{next(_numbers)}", rabbit)
+    rabbit.create_vhost(host.name)
+    yield host
+    rabbit.delete(f"vhosts/{host.name}")

@@ -1,0 +1,334 @@
+"""The real relay between a real PostgreSQL and a real RabbitMQ."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from signal import SIGKILL, SIGTERM
+
+import psycopg
+
+from tests.conftest import VirtualHost
+from tests.support.database import Database
+from tests.support.mailbox import mailbox
+from tests.support.relay_process import RelayProcess
+from tests.support.waiting import eventually
+
+EVENT = (
+    "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload) VALUES ('order', %s, %s, %s) RETURNING id"
+)
+COMMAND = (
+    "INSERT INTO relay.outbox (kind, aggregate_type, aggregate_id, type, destination, payload)"
+    " VALUES ('command', 'order', '7', 'ReserveCredit', %s, '{}')"
+)
+
+
+def lag(database: Database) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "relay", "lag", "--format", "json"]
+    return subprocess.run(
+        command, env={"RELAY_SOURCE__0__DSN": database.dsn}, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+async def confirmed(database: Database, slot: str) -> None:
+    """Wait until PostgreSQL was told that everything is settled."""
+    query = "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s"
+    target = str(database.value("SELECT pg_current_wal_lsn()"))
+    await eventually(lambda: database.value(query, target, slot))
+
+
+async def test_a_committed_row_arrives_as_it_was_written(database: Database, vhost: VirtualHost) -> None:
+    payload = '{"total":  "12.50", "note": "ünïcode", "b": 1, "a": 12345678901234567890.10}'
+    async with mailbox(vhost.url) as box, RelayProcess(database.dsn, vhost.user_url("relay"), name="shop") as relay:
+        await relay.until("streaming")
+        database.query(
+            "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload, headers, correlation_id, reply_to,"
+            " causation_id, operation) VALUES ('order', '7', 'OrderCreated', %s, %s, 'c', 'r', 'because', 'saga/step')",
+            payload,
+            '{"traceparent": "00-a-b-01", "n": 3, "ce-id": "forged"}',
+        )
+        (delivery,) = await box.until_count(1)
+    message_id = str(database.value("SELECT id FROM relay.outbox"))
+    created = database.value("SELECT floor(extract(epoch FROM created_at))::bigint FROM relay.outbox")
+    properties = delivery.properties
+    assert delivery.body.decode() == payload
+    assert (delivery.exchange, delivery.routing_key) == ("relay.events", "order.OrderCreated")
+    assert (properties.message_id, properties.type) == (message_id, "OrderCreated")
+    assert (properties.content_type, properties.app_id) == ("application/json", "shop")
+    assert (properties.correlation_id, properties.reply_to, properties.timestamp) == ("c", "r", created)
+    assert properties.headers == {
+        "traceparent": "00-a-b-01",
+        "n": 3,
+        "ce-id": message_id,
+        "ce-source": "shop",
+        "ce-type": "OrderCreated",
+        "ce-specversion": "1.0",
+        "ce-partitionkey": "7",
+        "aggregate_type": "order",
+        "aggregate_id": "7",
+        "causation_id": "because",
+        "operation": "saga/step",
+    }
+
+
+async def test_what_is_rolled_back_was_never_there(database: Database, vhost: VirtualHost) -> None:
+    async with mailbox(vhost.url) as box, RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        with psycopg.connect(database.dsn) as connection:
+            connection.execute(EVENT, ("1", "Whole", "{}"))
+            connection.rollback()
+            connection.execute(EVENT, ("1", "Before", "{}"))
+            with connection.transaction():
+                connection.execute(EVENT, ("1", "Savepoint", "{}"))
+                raise psycopg.Rollback
+            connection.execute(EVENT, ("1", "After", "{}"))
+            connection.commit()
+        deliveries = await box.until_count(2)
+        await confirmed(database, f"relay_{database.name}")
+    assert [delivery.properties.type for delivery in deliveries] == ["Before", "After"]
+    assert len(box.deliveries) == 2
+
+
+async def test_rows_that_were_there_before_the_first_start_come_first(database: Database, vhost: VirtualHost) -> None:
+    for number in range(1200):
+        database.query(EVENT, "1", "Old", json.dumps(number))
+    async with mailbox(vhost.url) as box, RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        database.query(EVENT, "1", "New", "1200")
+        deliveries = await box.until_count(1201)
+    assert [json.loads(delivery.body) for delivery in deliveries] == list(range(1201))
+
+
+async def test_a_crash_during_the_first_start_begins_it_again(database: Database, vhost: VirtualHost) -> None:
+    ids = {str(database.query(EVENT, "1", "Old", json.dumps(number))[0][0]) for number in range(50)}
+    slot = f"relay_{database.name}"
+    # As a relay leaves it that was killed between the slot and the last confirm.
+    database.query("INSERT INTO relay.checkpoint (slot, state) VALUES (%s, 'copying')", slot)
+    database.query("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", slot)
+    async with mailbox(vhost.url) as box, RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        await box.until_ids(ids)
+    assert database.value("SELECT state FROM relay.checkpoint") == "streaming"
+
+
+async def test_a_slot_that_is_gone_is_never_made_again_in_silence(database: Database, vhost: VirtualHost) -> None:
+    slot = f"relay_{database.name}"
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        assert await relay.end() == 0
+    database.query("SELECT pg_drop_replication_slot(%s)", slot)
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        assert await relay.status() == 3
+        (stopped,) = relay.said("source_stopped")
+    assert slot in stopped["message"]
+    assert "slot-loss.md" in stopped["hint"]
+    assert database.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", slot) == 0
+
+
+async def test_a_publication_that_is_gone_stops_the_source(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        assert await relay.end() == 0
+    database.query(f"DROP PUBLICATION relay_{database.name}")
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        assert await relay.status() == 3
+
+
+async def test_a_publication_without_the_outbox_is_refused(database: Database, vhost: VirtualHost) -> None:
+    database.query(f"CREATE PUBLICATION relay_{database.name} FOR TABLE relay.inbox")
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        assert await relay.status() == 3
+        (stopped,) = relay.said("source_stopped")
+    assert "does not contain" in stopped["message"] or "publish_via_partition_root" in stopped["message"]
+
+
+async def test_sigterm_lets_what_is_in_flight_arrive(database: Database, vhost: VirtualHost) -> None:
+    async with mailbox(vhost.url) as box, RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        with psycopg.connect(database.dsn) as connection:
+            for number in range(5000):
+                connection.execute(EVENT, ("1", "Bulk", json.dumps(number)))
+        await box.until_count(1)
+        assert await relay.end(SIGTERM) == 0
+        (stopped,) = relay.said("stopped")
+        assert "0 in flight" in stopped["message"]
+        await box.until_count(5000)
+    async with mailbox(vhost.url, "later") as later, RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        database.query(EVENT, "1", "Next", "5000")
+        (delivery,) = await later.until_count(1)
+    assert json.loads(delivery.body) == 5000, "nothing was published again after a clean stop"
+
+
+async def test_a_second_relay_waits_and_takes_over(database: Database, vhost: VirtualHost) -> None:
+    async with (
+        mailbox(vhost.url) as box,
+        RelayProcess(database.dsn, vhost.url) as first,
+        RelayProcess(database.dsn, vhost.url) as second,
+    ):
+        streaming = [asyncio.create_task(relay.until("streaming")) for relay in (first, second)]
+        await asyncio.wait(streaming, return_when=asyncio.FIRST_COMPLETED)
+        active, waiting = (first, second) if first.said("streaming") else (second, first)
+        await waiting.until("standby")
+        await active.end(SIGKILL)
+        await waiting.until("streaming")
+        database.query(EVENT, "1", "AfterTakeover", "{}")
+        await box.until_count(1)
+        await asyncio.gather(*streaming)
+
+
+async def test_an_event_that_nobody_listens_to_is_counted_and_the_stream_goes_on(
+    database: Database, vhost: VirtualHost
+) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        for _ in range(3):
+            database.query(EVENT, "1", "Unheard", "{}")
+        await relay.until("event_unheard")
+        await confirmed(database, f"relay_{database.name}")
+        database.query(EVENT, "1", "Another", "{}")
+        await relay.until("event_unheard", times=2)
+        routes = [line["routing_key"] for line in relay.said("event_unheard")]
+    assert routes == ["order.Unheard", "order.Another"], "one line a route"
+
+
+async def test_a_command_that_nobody_takes_stops_the_source_and_is_not_lost(
+    database: Database, vhost: VirtualHost
+) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        database.query(COMMAND, "customers")
+        assert await relay.status() == 1
+        (stopped,) = relay.said("source_stopped")
+    assert "ReserveCredit" in stopped["message"]
+    assert "customers" in stopped["message"]
+    async with mailbox(vhost.url, commands_for="customers") as box, RelayProcess(database.dsn, vhost.url):
+        (delivery,) = await box.until_count(1)
+    assert delivery.properties.type == "ReserveCredit"
+
+
+async def test_a_queue_that_refuses_stops_the_source(database: Database, vhost: VirtualHost) -> None:
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    vhost.server.put(f"queues/{vhost.name}/full", {"durable": True, "arguments": full})
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        vhost.server.api.post(
+            f"/api/bindings/{vhost.name}/e/relay.events/q/full", json={"routing_key": "#"}
+        ).raise_for_status()
+        for number in range(10):
+            database.query(EVENT, "1", "Refused", json.dumps(number))
+        assert await relay.status() == 1
+        (stopped,) = relay.said("source_stopped")
+    assert "refused" in stopped["message"]
+
+
+async def test_a_message_that_amqp_cannot_carry_stops_the_source_with_its_id(
+    database: Database, vhost: VirtualHost
+) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        ((message_id,),) = database.query(EVENT, "1", "T" * 300, "{}")
+        assert await relay.status() == 1
+        (stopped,) = relay.said("source_stopped")
+    assert str(message_id) in stopped["message"]
+
+
+async def test_lag_is_nothing_when_nothing_waits(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        database.query(EVENT, "1", "Unheard", "{}")
+        await relay.until("event_unheard")
+        await confirmed(database, f"relay_{database.name}")
+        result = await asyncio.to_thread(lag, database)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(result.stdout)
+    assert list(row) == [
+        "source",
+        "slot",
+        "active",
+        "wal_status",
+        "current_wal_lsn",
+        "confirmed_flush_lsn",
+        "lag_bytes",
+        "lag_seconds",
+        "retained_wal_bytes",
+        "safe_wal_bytes",
+    ]
+    assert row["active"] is True
+    assert row["wal_status"] == "reserved"
+    assert row["safe_wal_bytes"] is None
+
+
+async def test_lag_seconds_is_the_age_of_what_waits(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        database.query(EVENT, "1", "Unheard", "{}")
+        await relay.until("event_unheard")
+        await relay.end(SIGKILL)
+    database.query("UPDATE relay.checkpoint SET written_at = clock_timestamp() - interval '1 hour'")
+    result = await asyncio.to_thread(lag, database)
+    (row,) = json.loads(result.stdout)
+    assert row["active"] is False
+    assert 3600 <= row["lag_seconds"] < 3700
+
+
+async def test_one_source_that_cannot_be_asked_does_not_hide_the_other(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        environment = {
+            "RELAY_SOURCE__0__DSN": "postgresql://nobody:secret@127.0.0.1:1/nowhere",
+            "RELAY_SOURCE__1__DSN": database.dsn,
+        }
+        command = [sys.executable, "-m", "relay", "lag"]
+        result = await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, text=True, timeout=30
+        )
+    assert result.returncode == 3
+    assert database.name in result.stdout
+    assert "nowhere" in result.stderr
+    assert "secret" not in result.stderr + result.stdout
+
+
+async def test_an_idle_slot_follows_what_other_tables_write(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        database.query("CREATE TABLE busy AS SELECT generate_series(1, 10000) AS n")
+        await confirmed(database, f"relay_{database.name}")
+    assert database.value("SELECT oldest_unconfirmed_commit_at FROM relay.checkpoint") is None
+
+
+async def test_a_wrong_password_ends_it_with_3_and_does_not_show_it(database: Database, vhost: VirtualHost) -> None:
+    dsn = database.dsn.replace("relay-test", "wrong-horse")
+    async with RelayProcess(dsn, vhost.url) as relay:
+        assert await relay.status() == 3
+    assert "wrong-horse" not in json.dumps(relay.lines)
+
+
+async def test_a_wrong_broker_password_ends_it_with_4_and_does_not_show_it(
+    database: Database, vhost: VirtualHost
+) -> None:
+    url = vhost.user_url("relay").replace(vhost.server.users["relay"].password, "wrong-horse")
+    async with RelayProcess(database.dsn, url) as relay:
+        assert await relay.status() == 4
+    assert "wrong-horse" not in json.dumps(relay.lines)
+
+
+async def test_a_virtual_host_that_is_not_there_ends_it_with_4(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.server.url_of("nowhere")) as relay:
+        assert await relay.status() == 4
+
+
+async def test_a_database_without_the_schema_says_what_to_run(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.server.dsn_of("postgres"), vhost.url) as relay:
+        assert await relay.status() == 3
+        (stopped,) = relay.said("source_stopped")
+    assert "relay migrate" in stopped["hint"]
+
+
+async def test_servers_that_are_away_are_waited_for(database: Database) -> None:
+    async with RelayProcess(database.dsn, "amqp://guest:guest@127.0.0.1:1/") as relay:
+        await relay.until("reconnecting", times=3)
+        assert await relay.end() == 0
+    async with RelayProcess("postgresql://127.0.0.1:1/x", "amqp://guest:guest@127.0.0.1:1/") as relay:
+        await relay.until("reconnecting", times=3)
+        assert await relay.end() == 0

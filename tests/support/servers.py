@@ -1,0 +1,132 @@
+"""The ladder: servers that the environment names, else private ones, else the test is skipped; in CI it fails."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import httpx
+import psycopg
+import pytest
+# TMPfrom relay.demo.install import ensure_rabbitmq
+
+from relay.demo.access import RELAY, create_role, relay_user, service_user
+from relay.demo.host import ServerMissing
+from relay.demo.postgres import PrivatePostgres
+from relay.demo.rabbitmq import BrokerUser, PrivateRabbitMQ
+
+SERVICES = ("orders", "customers")
+
+
+def _missing(error: ServerMissing) -> NoReturn:
+    reason = f"{error} {error.hint}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A server with the roles of the relay and the services; `dsn` is its superuser's."""
+
+    dsn: str
+    passwords: dict[str, str]
+
+    def dsn_of(self, database: str, role: str | None = None) -> str:
+        """A DSN to a database, as its superuser or as one of the roles."""
+        parts = urlsplit(self.dsn)
+        host = parts.netloc.rpartition("@")[2]
+        login = f"{role}:{quote(self.passwords[role], safe='')}" if role else parts.netloc.rpartition("@")[0]
+        return urlunsplit((parts.scheme, f"{login}@{host}", f"/{database}", parts.query, ""))
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """From RELAY_TEST_PG_DSN (a superuser's, as a URL), or a private one."""
+    given = os.environ.get("RELAY_TEST_PG_DSN")
+    if given:
+        yield _with_roles(given)
+        return
+    try:
+        server = PrivatePostgres(durable=False, settings={"max_replication_slots": "50", "max_wal_senders": "50"})
+        server.start()
+    except ServerMissing as error:
+        _missing(error)
+    with server:
+        yield _with_roles(server.dsn("postgres"))
+
+
+def _with_roles(dsn: str) -> PostgresServer:
+    passwords = {role: f"{role}-test" for role in (RELAY, *SERVICES)}
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        create_role(connection, RELAY, passwords[RELAY], "LOGIN REPLICATION")
+        for service in SERVICES:
+            create_role(connection, service, passwords[service])
+    return PostgresServer(dsn, passwords)
+
+
+@dataclass(frozen=True)
+class RabbitServer:
+    """A broker; `url` and `api` (its management API) are an administrator's."""
+
+    url: str
+    api: httpx.Client
+    users: dict[str, BrokerUser]
+
+    def url_of(self, vhost: str, user: str | None = None) -> str:
+        """An AMQP URL to a virtual host, as the administrator or as one of the users."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        login = f"{user}:{self.users[user].password}" if user else parts.netloc.rpartition("@")[0]
+        return urlunsplit((parts.scheme, f"{login}@{host}", f"/{quote(vhost, safe='')}", "", ""))
+
+    def create_vhost(self, name: str) -> None:
+        """A virtual host that the administrator and every user may enter, each with its rights."""
+        self.put(f"vhosts/{name}", {})
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        self.put(f"permissions/{name}/{urlsplit(self.url).username}", everything)
+        for user in self.users.values():
+            rights = {"configure": user.configure, "write": user.write, "read": user.read}
+            self.put(f"permissions/{name}/{user.name}", rights)
+
+    def put(self, path: str, body: dict[str, object] | dict[str, str]) -> None:
+        """Create something."""
+        self.api.put(f"/api/{path}", json=body).raise_for_status()
+
+    def delete(self, path: str) -> None:
+        """Delete something."""
+        self.api.delete(f"/api/{path}").raise_for_status()
+
+
+@contextmanager
+def rabbit_server() -> Iterator[RabbitServer]:
+    """From RELAY_TEST_AMQP_URL (an administrator's; its management API at RELAY_TEST_AMQP_API), or a private one."""
+    given = os.environ.get("RELAY_TEST_AMQP_URL")
+    if given:
+        parts = urlsplit(given)
+        api = os.environ.get("RELAY_TEST_AMQP_API", f"http://{parts.hostname}:15672")
+        with _with_users(given, api) as server:
+            yield server
+        return
+    try:
+        # TMP        ensure_rabbitmq(interactive=False, say=print)
+        private = PrivateRabbitMQ()
+        private.start()
+    except ServerMissing as error:
+        _missing(error)
+    with private, _with_users(private.amqp_url(), private.management_url) as server:
+        yield server
+
+
+@contextmanager
+def _with_users(url: str, api: str) -> Iterator[RabbitServer]:
+    parts = urlsplit(url)
+    login = (parts.username or "guest", parts.password or "guest")
+    users = {user.name: user for user in (relay_user(), *(service_user(name) for name in SERVICES))}
+    with httpx.Client(base_url=api, auth=login, timeout=30) as client:
+        server = RabbitServer(url, client, users)
+        for user in users.values():
+            server.put(f"users/{user.name}", {"password": user.password, "tags": ""})
+        yield server
