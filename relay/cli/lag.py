@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from relay.cli.options import OutputFormat, config_option, dsn_option, load_settings
+from relay.cli.options import OutputFormat, config_option, dsn_option, format_option, load_settings
 from relay.config import Settings
 from relay.errors import ExitCode, RelayError
 from relay.wal.lag import Lag, measure
@@ -24,16 +24,7 @@ _HEADINGS: Final = (
 @click.command()
 @config_option
 @dsn_option
-@click.option(
-    "--format",
-    "output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    envvar="RELAY_FORMAT",
-    show_envvar=True,
-    help="JSON is one list, with an object per source.",
-)
+@format_option
 @click.option("--watch", is_flag=True, help=f"Show it again every {REFRESH_S:g} s, until Ctrl-C.")
 def lag(config: Path | None, dsn: str | None, output: OutputFormat, watch: bool) -> int:
     """Show how far behind each source is. Asks the databases alone; no relay need be running.
@@ -42,7 +33,8 @@ def lag(config: Path | None, dsn: str | None, output: OutputFormat, watch: bool)
     nothing is outstanding; RETAINED is the WAL that PostgreSQL keeps for the slot; SAFE is what may still be written
     before it gives the slot up.
 
-    A source that cannot be asked does not hide the others; the exit status is 3 then.
+    JSON is one list, with an object per source. A source that cannot be asked does not hide the others; the exit
+    status is 3 then.
     """
     settings = load_settings(config, dsn)
     while True:

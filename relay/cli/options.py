@@ -41,6 +41,20 @@ def amqp_option(verb: Verb) -> Verb:
     )(verb)
 
 
+def format_option(verb: Verb) -> Verb:
+    """`--format table|json`."""
+    return click.option(
+        "--format",
+        "output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        envvar="RELAY_FORMAT",
+        show_envvar=True,
+        help="For a person, or for a program.",
+    )(verb)
+
+
 def load_settings(
     config: Path | None, dsn: str | None, amqp_url: str | None = None, *, needs_broker: bool = False
 ) -> Settings:

@@ -38,7 +38,13 @@ def create_role(connection: Connection, name: str, password: str, attributes: Li
     connection.execute(statement.format(sql.Identifier(name), sql.Literal(password)))
 
 
-def create_database(connection: Connection, name: str, owner: str, template: str = "template1") -> None:
-    """Create a database that only its owner and those who are let in can use."""
-    names: Sequence[sql.Composable] = [sql.Identifier(part) for part in (name, owner, template)]
-    connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(*names))
+def create_database(
+    connection: Connection, name: str, owner: str, guests: Sequence[str] = (), template: str = "template1"
+) -> None:
+    """Create a database that its owner and its guests may connect to, and nobody else."""
+    database = sql.Identifier(name)
+    create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
+    connection.execute(create.format(database, sql.Identifier(owner), sql.Identifier(template)))
+    connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
+    for guest in guests:
+        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, sql.Identifier(guest)))

@@ -24,7 +24,7 @@ COMMAND_S = 120.0
 """How long a helper that ends by itself may take, `initdb` on a slow disk being the longest."""
 CONNECT_S = 2.0
 """How long one attempt to talk to a server on this machine may take."""
-STRAGGLER_S = 5.0
+STRAGGLER_S = 2.0
 """How long the children of a dead server get to notice its death."""
 POLL_S = 0.05
 """How often to look for what sends no event: a port, a file, somebody else's child."""
@@ -165,13 +165,13 @@ class PrivateDirectory:
 
     def remove(self) -> None:
         """End what still runs in it, and remove it with everything in it."""
-        self._end_stragglers()
+        self.end_stragglers()
         shutil.rmtree(self.path, ignore_errors=True)
         if self.path.exists():
             raise ServerFailed(f"{self.path} cannot be removed.", "Remove it yourself.")
 
-    def _end_stragglers(self) -> None:
-        """A server that was killed leaves children: they notice, or they are killed as well."""
+    def end_stragglers(self) -> None:
+        """End what still works in it after its server. Children of a killed server notice, or are killed as well."""
         deadline = time.monotonic() + STRAGGLER_S
         while (pids := list(self._stragglers())) and time.monotonic() < deadline:
             time.sleep(POLL_S)

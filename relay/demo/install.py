@@ -12,7 +12,7 @@ from relay.demo.rabbitmq import HOW_TO_INSTALL, find_rabbitmq
 PACKAGE = "rabbitmq-server"
 INSTALL_S = 1800.0
 """How long the download and the installation may take: some 60 MB, on a slow line."""
-LAST_LINES = 15
+LAST_LINES = 5
 
 QUESTION = f"RabbitMQ is missing. Install the Debian package {PACKAGE}? [Y/n] "
 
@@ -47,15 +47,15 @@ def ensure_rabbitmq(interactive: bool, say: Callable[[str], None]) -> None:
         return
     privilege = _privilege(interactive)
     if privilege is None:
-        raise _missing("it cannot be installed from here")
+        raise _missing("it cannot be installed from here.")
     if interactive:
         say(QUESTION)
         if not _agreed():
-            raise _missing("you do not want it installed")
+            raise _missing("you do not want it installed.")
     say(f"Installing the Debian package {PACKAGE}, without starting its service. This may take some minutes.")
     _install(privilege)
     if find_rabbitmq() is None:
-        raise _missing(f"the package {PACKAGE} did not bring it")
+        raise _missing(f"the package {PACKAGE} did not bring it.")
 
 
 def _privilege(interactive: bool) -> Sequence[str] | None:
@@ -93,7 +93,7 @@ def _install(privilege: Sequence[str]) -> None:
         try:
             status = installer.wait(INSTALL_S)
         except subprocess.TimeoutExpired:  # to end dpkg in the middle of its work would leave a broken system
-            raise _missing(f"its installation still runs after {INSTALL_S / 60:.0f} min") from None
+            raise _missing(f"its installation still runs after {INSTALL_S / 60:.0f} min.") from None
         if status != 0:
             output.seek(0)
             said = "\n".join(output.read().splitlines()[-LAST_LINES:])

@@ -29,7 +29,7 @@ EVERYTHING = ".*"
 
 HOW_TO_INSTALL = (
     "Install the package rabbitmq-server (Debian, Ubuntu: apt-get install rabbitmq-server;"
-    " macOS: brew install rabbitmq), or see rabbitmq.com for other systems."
+    " macOS: brew install rabbitmq), or put rabbitmq-server on the PATH in another way."
 )
 
 ERLANG_FLAGS = (

@@ -153,6 +153,7 @@ class PrivateServer(ABC):
                 raise self._failure(f"ended with status {self._process.returncode} instead of starting", said)
             if time.monotonic() > deadline:
                 raise self._failure(f"could not start within {START_S:.0f} s", said)
+            self._private.end_stragglers()
             time.sleep(RETRY_S)
 
     def _becomes_ready(self, process: subprocess.Popen[bytes], deadline: float) -> bool:

@@ -1,6 +1,8 @@
--- The Customer Service's own tables. Its role is called like its database.
+-- The Customer Service's own tables. Its role is called like its database. In the schema public by name: a role called relay would otherwise
+-- create them in the schema of its own name.
+-- Every name is qualified: the role `relay`, which owns them, would otherwise create them in the schema of its own name.
 
-CREATE TABLE customers (
+CREATE TABLE public.customers (
     id            uuid           PRIMARY KEY DEFAULT gen_random_uuid(),
     name          text           NOT NULL CHECK (name <> ''),
     credit_limit  numeric(12, 2) NOT NULL CHECK (credit_limit >= 0),
@@ -8,12 +10,12 @@ CREATE TABLE customers (
     CONSTRAINT reserved_within_limit CHECK (reserved <= credit_limit)
 );
 
-CREATE TABLE credit_reservations (
+CREATE TABLE public.credit_reservations (
     order_id     uuid           PRIMARY KEY,
-    customer_id  uuid           NOT NULL REFERENCES customers,
+    customer_id  uuid           NOT NULL REFERENCES public.customers,
     amount       numeric(12, 2) NOT NULL CHECK (amount > 0)
 );
-CREATE INDEX credit_reservation_customer ON credit_reservations (customer_id);
+CREATE INDEX credit_reservation_customer ON public.credit_reservations (customer_id);
 
-GRANT SELECT, INSERT, UPDATE ON customers TO customers;
-GRANT SELECT, INSERT, DELETE ON credit_reservations TO customers;
+GRANT SELECT, INSERT, UPDATE ON public.customers TO customers;
+GRANT SELECT, INSERT, DELETE ON public.credit_reservations TO customers;

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from relay.demo.access import RELAY, create_database
 from relay.schema import migrate
-from tests.support.servers import PostgresServer
+from tests.support.servers import SERVICES, PostgresServer
 
 SQL = Path(__file__).parents[2] / "sql"
 
@@ -68,7 +68,7 @@ class Databases:
             for folder in folders or (None,):
                 migrate(template.dsn, SQL / folder if folder else None, service_role=folder)
             if not folders:
-                for role in ("orders", "customers"):
+                for role in SERVICES:
                     template.query(f"SELECT relay.grant_service('{role}')")
             template.connection.close()
             self._templates[folders] = template.name
@@ -77,7 +77,7 @@ class Databases:
     def _create(self, template: str) -> Database:
         name = f"{self._prefix}{next(self._numbers)}"
         with psycopg.connect(self._server.dsn, autocommit=True) as connection:
-            create_database(connection, name, RELAY, template)
+            create_database(connection, name, RELAY, SERVICES, template)
         database = Database(name, self._server)
         self._made.append(database)
         return database

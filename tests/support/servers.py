@@ -10,8 +10,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import httpx
 import psycopg
 import pytest
-# TMPfrom relay.demo.install import ensure_rabbitmq
 
+# TMPfrom relay.demo.install import ensure_rabbitmq
 from relay.demo.access import RELAY, create_role, relay_user, service_user
 from relay.demo.host import ServerMissing
 from relay.demo.postgres import PrivatePostgres

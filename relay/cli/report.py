@@ -1,0 +1,42 @@
+"""What the demo found, for a person and for a program."""
+
+from dataclasses import asdict, dataclass
+
+from relay.cli.lag import render
+from relay.demo.audit import Audit
+from relay.wal.lag import Lag
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of so many orders."""
+
+    orders: int
+    audit: Audit
+    lags: list[Lag]
+
+    def as_json(self) -> dict[str, object]:
+        """Everything."""
+        lags = [asdict(lag) for lag in self.lags]
+        return {"orders": self.orders, "ok": self.audit.ok, **asdict(self.audit), "lag": lags}
+
+    def as_text(self) -> str:
+        """A page."""
+        audit = self.audit
+        outcomes = [f"{count:>7}  {state}{f': {reason}' if reason else ''}" for state, reason, count in audit.outcomes]
+        published = [f"{count:>7}  messages from {source}" for source, count in audit.published.items()]
+        checks = [
+            f"  {'ok    ' if invariant.holds else 'BROKEN'}  {invariant.name}"
+            + ("" if invariant.holds else f" ({invariant.found})")
+            for invariant in audit.invariants
+        ]
+        p50, p99 = audit.latency_p50_ms, audit.latency_p99_ms
+        latency = "no saga has ended" if p50 is None or p99 is None else f"p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+        sections = {
+            "Orders": outcomes,
+            "Saga latency": [f"  {latency}"],
+            "Published": published,
+            "Lag": [render(self.lags)],
+            "Invariants": checks,
+        }
+        return "\n".join(line for title, lines in sections.items() for line in ("", title, *lines))
