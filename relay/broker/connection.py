@@ -52,7 +52,7 @@ def address(url: str) -> str:
 
 def _refusal(url: str, reason: BaseException) -> BrokerError:
     """What the failure of an attempt to connect means for the one who asked."""
-    message = f"RabbitMQ at {address(url)}: {reason}"
+    message = f"RabbitMQ at {address(url)}: {_words(reason)}"
     if any(word in str(reason) for word in _MENDS_ITSELF):
         return BrokerAway(message)
     if isinstance(reason, ProbableAuthenticationError | AuthenticationError):
@@ -72,6 +72,17 @@ async def _unless(closed: "asyncio.Future[BrokerError]", awaited: "asyncio.Futur
     if not awaited.done():
         raise closed.result()
     return awaited.result()
+
+
+def _words(reason: BaseException) -> str:
+    """pika wraps what a socket said several times over, and the wrapping has no words of its own."""
+    while not isinstance(reason, OSError):
+        wrapped = [*getattr(reason, "exceptions", ()), *reason.args]
+        inner = next((part for part in reversed(wrapped) if isinstance(part, BaseException)), None)
+        if inner is None:
+            return str(reason) or repr(reason)
+        reason = inner
+    return str(reason)
 
 
 class Connection:

@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,8 +23,11 @@ from relay.demo.server import PortTaken
 
 START_S = 10.0
 
-WITH_OUR_SOCKET = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$1" -systemd -port "$2" 3<&"$3"'
-"""Hands a socket over as systemd does: as descriptor 3, to the process that LISTEN_PID names."""
+WITH_OUR_SOCKET = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$1" -systemd -port "$2" 3<&0 0</dev/null'
+"""Hands the socket on standard input over as systemd does: as descriptor 3, to the process that LISTEN_PID names."""
+
+NAMES_REQUEST = b"\x00\x01n"
+"""Answered with epmd's port in four bytes, and the nodes. Source: Erlang's documentation, "Distribution Protocol"."""
 
 
 class PortMapper:
@@ -56,14 +58,14 @@ class PortMapper:
             listener = bound_socket(self._port)
         except OSError as error:
             raise PortTaken(f"epmd cannot have port {self._port}: {error.strerror}.") from error
-        with listener:
-            if self._takes_a_socket(program):
+        if self._takes_a_socket(program):
+            with listener:
                 listener.listen()
-                shell = ("/bin/sh", "-c", WITH_OUR_SOCKET, "sh", program, str(self._port), str(listener.fileno()))
-                self._process = self._spawn(*shell, pass_fds=[listener.fileno()])
-                return
-        # This one listens on ::1 as well, whatever it is told.
-        self._process = self._spawn(program, "-address", LOOPBACK, "-port", str(self._port))
+                command = ("/bin/sh", "-c", WITH_OUR_SOCKET, "sh", program, str(self._port))
+                self._process = self._spawn(*command, stdin=listener.fileno())
+        else:  # it listens on ::1 as well, whatever it is told
+            listener.close()
+            self._process = self._spawn(program, "-address", LOOPBACK, "-port", str(self._port))
         self._wait(self._process)
 
     def stop(self) -> None:
@@ -75,21 +77,22 @@ class PortMapper:
         """Whether it was built to work with systemd, as Debian's: its usage says so. Any unknown option brings that."""
         return "-systemd" in self._account.run(program, "-help").stdout
 
-    def _spawn(self, *command: str | Path, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    def _spawn(self, *command: str | Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         log = self._directory / "epmd.log"
-        return spawn(command, account=self._account, env=environment(), cwd=self._directory, log=log, pass_fds=pass_fds)
+        return spawn(command, account=self._account, env=environment(), cwd=self._directory, log=log, stdin=stdin)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_S
-        while not accepts_connections(self._port):
+        while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 end(process)
-                raise ServerFailed(f"epmd does not take connections on port {self._port}.")
+                said = (self._directory / "epmd.log").read_text(errors="replace").strip()
+                raise ServerFailed(f"epmd does not answer on port {self._port}.\n{said}")
             time.sleep(POLL_S)
 
-
-def accepts_connections(port: int) -> bool:
-    """Whether somebody listens on that port of 127.0.0.1."""
-    with suppress(OSError), socket.create_connection((LOOPBACK, port), CONNECT_S):
-        return True
-    return False
+    def _answers(self) -> bool:
+        """Whether it tells its port: so it is an epmd, and not just a socket that waits for one."""
+        with suppress(OSError), socket.create_connection((LOOPBACK, self._port), CONNECT_S) as connection:
+            connection.sendall(NAMES_REQUEST)
+            return connection.recv(4) == self._port.to_bytes(4)
+        return False

@@ -155,13 +155,14 @@ class PrivateDirectory:
         self._account.own(path)
         return path
 
-    def adopt(self, tree: Path, name: str) -> Path:
-        """A copy of a tree that the account cannot reach where it is."""
-        copy = self.path / name
-        shutil.copytree(tree, copy, symlinks=True)
-        for path in (copy, *copy.rglob("*")):
+    def adopt(self, name: str, *trees: Path) -> Path:
+        """A new directory in it with copies of trees that the account cannot reach where they are."""
+        copies = self.make(name)
+        for tree in trees:
+            shutil.copytree(tree, copies / tree.name, symlinks=True)
+        for path in copies.rglob("*"):
             self._account.own(path)
-        return copy
+        return copies
 
     def remove(self) -> None:
         """End what still runs in it, and remove it with everything in it."""
@@ -254,14 +255,14 @@ def spawn(
     env: Mapping[str, str],
     cwd: Path,
     log: Path,
-    pass_fds: Sequence[int] = (),
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start a server in a session of its own, so that a Ctrl-C at the terminal is ours to handle, not its own."""
     with log.open("ab") as output:
         try:
             return subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
@@ -271,7 +272,6 @@ def spawn(
                 extra_groups=account.extra_groups,
                 umask=0o077,
                 start_new_session=True,
-                pass_fds=pass_fds,
             )
         except OSError as error:
             raise ServerFailed(f"{command[0]} cannot be run: {error.strerror}.") from error

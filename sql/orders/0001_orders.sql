@@ -1,5 +1,4 @@
--- The Order Service's own tables. Its role is called like its database. In the schema public by name: a role called relay would otherwise
--- create them in the schema of its own name.
+-- The Order Service's own tables. Its role is called like its database.
 -- Every name is qualified: the role `relay`, which owns them, would otherwise create them in the schema of its own name.
 
 CREATE TABLE public.orders (

@@ -40,6 +40,11 @@ class Database:
         """The superuser's, in autocommit mode."""
         return psycopg.connect(self.superuser_dsn, autocommit=True)
 
+    def reconnect(self) -> None:
+        """After the server was away."""
+        self.connection.close()
+        del self.connection
+
     def query(self, text: str, *parameters: object) -> list[tuple[object, ...]]:
         """Rows of a query; none for a statement that has none."""
         cursor = self.connection.execute(sql.SQL(text), parameters)  # type: ignore[arg-type]

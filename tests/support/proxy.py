@@ -1,77 +1,63 @@
-"""A TCP proxy in front of a server, which a test can cut: the server is away, without being stopped."""
+"""A TCP proxy that can stop passing on what the client says."""
 
 import asyncio
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
-CHUNK_BYTES = 65536
+CHUNK = 65536
 
 
 class Proxy:
-    """Forwards to the server of a URL, from a port of its own that stays the same. `url` leads through it."""
+    """Stands before a server. While `deaf` is set, the server hears nothing from the clients, and they notice nothing."""
 
-    def __init__(self, url: str, *, up: bool = True) -> None:
+    def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
-        self._up_at_first = up
-        self._port = 0
-        self._server: asyncio.Server | None = None
-        self._flows: set[asyncio.Task[None]] = set()
-        self.connected = asyncio.Event()
-        """Somebody has connected since the proxy was last restored."""
+        self.deaf = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     @property
     def url(self) -> str:
+        """The server's URL, by way of the proxy."""
         login = self._parts.netloc.rpartition("@")[0]
         return urlunsplit(self._parts._replace(netloc=f"{login}@127.0.0.1:{self._port}"))
 
     async def __aenter__(self) -> Self:
-        await self.restore()
-        if not self._up_at_first:
-            await self.cut()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.cut()
+        self._server.close()
+        self.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
-    async def restore(self) -> None:
-        """The server can be reached again."""
-        self.connected.clear()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
+    def cut(self) -> None:
+        """Hang up on both sides of every connection."""
+        for task in self._tasks:
+            task.cancel()
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
 
-    async def cut(self) -> None:
-        """Refuse connections, and break those that there are."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        flows = list(self._flows)
-        for flow in flows:
-            flow.cancel()
-        await asyncio.gather(*flows, return_exceptions=True)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection(self._parts.hostname, self._parts.port)
+        self._writers += [writer, to_server]
+        for source, sink, may_be_deaf in ((reader, to_server, True), (from_server, writer, False)):
+            task = asyncio.create_task(self._pass_on(source, sink, may_be_deaf=may_be_deaf))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._flows.add(task)
-        try:
-            upstream = await asyncio.open_connection(self._parts.hostname, self._parts.port)
-            self.connected.set()
-            try:
-                await asyncio.gather(_pour(reader, upstream[1]), _pour(upstream[0], writer))
-            finally:
-                upstream[1].transport.abort()
-        except (OSError, asyncio.CancelledError):
-            pass  # whoever was connected finds out by the abort
-        finally:
-            writer.transport.abort()
-            self._flows.discard(task)
-
-
-async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while chunk := await reader.read(CHUNK_BYTES):
-        writer.write(chunk)
-        await writer.drain()
-    raise ConnectionResetError("one side has hung up")
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, may_be_deaf: bool) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(CHUNK):
+                if may_be_deaf and self.deaf.is_set():
+                    continue
+                sink.write(data)
+                await sink.drain()
+        sink.close()

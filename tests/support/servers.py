@@ -47,7 +47,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     """From RELAY_TEST_PG_DSN (a superuser's, as a URL), or a private one."""
     given = os.environ.get("RELAY_TEST_PG_DSN")
     if given:
-        yield _with_roles(given)
+        yield with_roles(given)
         return
     try:
         server = PrivatePostgres(durable=False, settings={"max_replication_slots": "50", "max_wal_senders": "50"})
@@ -55,10 +55,11 @@ def postgres_server() -> Iterator[PostgresServer]:
     except ServerMissing as error:
         _missing(error)
     with server:
-        yield _with_roles(server.dsn("postgres"))
+        yield with_roles(server.dsn("postgres"))
 
 
-def _with_roles(dsn: str) -> PostgresServer:
+def with_roles(dsn: str) -> PostgresServer:
+    """A server on which the roles of the relay and the services exist."""
     passwords = {role: f"{role}-test" for role in (RELAY, *SERVICES)}
     with psycopg.connect(dsn, autocommit=True) as connection:
         create_role(connection, RELAY, passwords[RELAY], "LOGIN REPLICATION")
