@@ -13,7 +13,7 @@ from tests.conftest import VirtualHost
 from tests.support.bookkeeper import bookkeeper
 from tests.support.database import Database, Databases
 from tests.support.mailbox import Mailbox, mailbox
-from tests.support.relay_process import RelayProcess
+from tests.support.process import RelayProcess
 from tests.support.servers import with_roles
 from tests.support.verdict import assert_delivered, assert_effects_single, committed_messages
 from tests.support.waiting import eventually
@@ -58,8 +58,8 @@ async def test_the_relay_is_killed_ten_times_in_mid_stream(database: Database, v
 
 
 QUEUE_IS_DURABLE_S = 2.0
-"""RabbitMQ 3.10 forgets a quorum queue, messages and all, that was declared within about half a second before a SIGKILL:
-it writes its list of queues lazily, and tells nobody when it has."""
+"""RabbitMQ 3.10 forgets a quorum queue, messages and all, that was declared about half a second before a SIGKILL: it
+writes its list of queues lazily, and tells nobody when it has."""
 
 
 @pytest.fixture
@@ -101,8 +101,9 @@ class OwnPostgres:
 @pytest.fixture
 def own_postgres() -> Iterator[OwnPostgres]:
     with PrivatePostgres() as server:
-        made = Databases(with_roles(server.dsn("postgres")))
-        yield OwnPostgres(server, made.create())
+        database = Databases(with_roles(server.dsn("postgres"))).create()
+        yield OwnPostgres(server, database)
+        database.connection.close()
 
 
 @pytest.mark.parametrize("blow", [PrivatePostgres.restart, PrivatePostgres.kill], ids=["restarted", "killed"])

@@ -11,7 +11,7 @@ import psycopg
 from tests.conftest import VirtualHost
 from tests.support.database import Database
 from tests.support.mailbox import mailbox
-from tests.support.relay_process import RelayProcess
+from tests.support.process import RelayProcess
 from tests.support.waiting import eventually
 
 EVENT = (

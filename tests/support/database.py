@@ -75,7 +75,7 @@ class Databases:
             if not folders:
                 for role in SERVICES:
                     template.query(f"SELECT relay.grant_service('{role}')")
-            template.connection.close()
+            template.connection.close()  # a template in use cannot be cloned
             self._templates[folders] = template.name
         return self._create(self._templates[folders])
 

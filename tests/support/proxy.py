@@ -10,7 +10,7 @@ CHUNK = 65536
 
 
 class Proxy:
-    """Stands before a server. While `deaf` is set, the server hears nothing from the clients, and they notice nothing."""
+    """Stands before a server. While `deaf` is set, the server hears nothing from clients, and they notice nothing."""
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""The relay as its users run it: a process."""
+"""The relay and the services as their users run them: as processes."""
 
 import asyncio
 import json
@@ -12,19 +12,13 @@ from typing import Any, Self
 WAIT_S = 60.0
 
 
-class RelayProcess:
-    """`relay run` with JSON logs, which tell the test what has happened. Killed at the end if it still runs."""
+class Process:
+    """A Python module with JSON logs, which tell the test what has happened. Killed at the end if it still runs."""
 
-    def __init__(self, dsn: str, amqp_url: str, *, name: str | None = None, **environment: str) -> None:
-        named = {"RELAY_SOURCE__0__NAME": name} if name else {}
-        self._environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("RELAY_")},
-            "RELAY_SOURCE__0__DSN": dsn,
-            "RELAY_BROKER__URL": amqp_url,
-            "RELAY_LOG_FORMAT": "json",
-            **named,
-            **environment,
-        }
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self._arguments = arguments
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+        self._environment = inherited | environment
         self.lines: list[dict[str, Any]] = []
         self._news = asyncio.Condition()
         self._ended = False
@@ -33,8 +27,7 @@ class RelayProcess:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "relay",
-            "run",
+            *self._arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
@@ -75,7 +68,7 @@ class RelayProcess:
 
         async with asyncio.timeout(WAIT_S), self._news:
             await self._news.wait_for(lambda: seen() or self._ended)
-        assert seen(), f"the relay never said {action!r}: {self.lines}"
+        assert seen(), f"{self._arguments} never said {action!r}: {self.lines}"
 
     def said(self, action: str) -> list[dict[str, Any]]:
         """The lines with this action, so far."""
@@ -92,3 +85,22 @@ class RelayProcess:
             code = await self.process.wait()
             await self._reader
             return code
+
+
+class RelayProcess(Process):
+    """`relay run` for one source."""
+
+    def __init__(self, dsn: str, amqp_url: str, *, name: str | None = None) -> None:
+        settings = {"RELAY_SOURCE__0__DSN": dsn, "RELAY_BROKER__URL": amqp_url, "RELAY_LOG_FORMAT": "json"}
+        if name:
+            settings["RELAY_SOURCE__0__NAME"] = name
+        super().__init__(["relay", "run"], settings)
+
+
+class ServiceProcess(Process):
+    """`python -m services.NAME`, on any free port."""
+
+    def __init__(self, name: str, dsn: str, amqp_url: str) -> None:
+        settings = {"DSN": dsn, "AMQP_URL": amqp_url, "LISTEN": "127.0.0.1:0"}
+        settings |= {"LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"}
+        super().__init__([f"services.{name}"], {f"{name.upper()}_{key}": value for key, value in settings.items()})
