@@ -193,7 +193,7 @@ class PrivateDirectory:
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended meanwhile
                 here = process.stat().st_uid == user and (process / "cwd").readlink().is_relative_to(self.path)
-                if here and _terminal(process) == NO_TERMINAL:
+                if here and _terminal(process) == NO_TERMINAL and process.name != str(os.getpid()):
                     yield int(process.name)
 
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from relay.demo.host import ServerMissing, find_program
+from relay.demo.host import COMMAND_S, ServerMissing, find_program
 from relay.demo.rabbitmq import HOW_TO_INSTALL, find_rabbitmq
 
 PACKAGE = "rabbitmq-server"
@@ -68,8 +68,11 @@ def _privilege(interactive: bool) -> Sequence[str] | None:
         return None
     if interactive:
         return ("sudo",)
-    asks_nothing = subprocess.run(("sudo", "-n", "true"), stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    return ("sudo", "-n") if asks_nothing.returncode == 0 else None
+    try:
+        asked = subprocess.run(("sudo", "-n", "true"), stdin=subprocess.DEVNULL, capture_output=True, timeout=COMMAND_S)
+    except subprocess.TimeoutExpired:
+        return None
+    return ("sudo", "-n") if asked.returncode == 0 else None
 
 
 def _agreed() -> bool:

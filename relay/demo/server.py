@@ -17,7 +17,7 @@ RETRY_S = 0.2
 PORT_ATTEMPTS = 5
 LOG_LINES = 20
 
-PORT_TAKEN = re.compile(r"address already in use|eaddrinuse|port \d+ in use", re.IGNORECASE)
+PORT_TAKEN = re.compile(r"address already in use|eaddrinuse|dist_port_already_used", re.IGNORECASE)
 
 
 class PortTaken(ServerFailed):
