@@ -50,7 +50,7 @@ class BrokerSettings(Frozen):
             raise ValueError("should look like amqp://user:password@host:5672/vhost")
         try:
             URLParameters(text)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, SyntaxError, OSError):  # pika evaluates the options behind ? as Python and files
             raise ValueError("should look like amqp://user:password@host:5672/vhost") from None
         return url
 
@@ -98,11 +98,15 @@ class SourceSettings(Frozen):
     @classmethod
     def _is_dsn(cls, dsn: SecretStr) -> SecretStr:
         try:
-            conninfo_to_dict(dsn.get_secret_value())
+            parts = conninfo_to_dict(dsn.get_secret_value())
         except psycopg.ProgrammingError:  # whose message shows the DSN, password and all
             raise ValueError("should look like postgresql://user:password@host:5432/database") from None
-        if not dsn.get_secret_value().strip():
+        if not parts:
             raise ValueError("should not be empty")
+        # A password with an unencoded @ or / makes a host or a port of its other half, which would then be shown.
+        ports = [port for port in str(parts.get("port", "")).split(",") if port]
+        if "@" in str(parts.get("host", "")) or not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports):
+            raise ValueError("has a host or a port that is none; write @ and / in a password as %40 and %2F")
         return dsn
 
 

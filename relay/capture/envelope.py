@@ -24,7 +24,7 @@ SPECVERSION: Final = "1.0"
 
 def cloudevents(message: Message, source: str) -> Properties:
     """The properties of a message from `source`. The row's own headers come along, and cannot replace the relay's."""
-    headers: dict[str, HeaderValue] = {} if message.headers == b"{}" else json.loads(message.headers)
+    headers = _own_headers(message.headers)
     headers |= {
         CE_ID: message.id,
         CE_SOURCE: source,
@@ -49,9 +49,23 @@ def cloudevents(message: Message, source: str) -> Properties:
     )
 
 
+def _own_headers(text: bytes) -> dict[str, HeaderValue]:
+    """The row's headers. Numbers for which AMQP, or pika, has no exact type travel as the text that the row has."""
+    if text == b"{}":
+        return {}
+    headers: dict[str, HeaderValue] = json.loads(text, parse_int=_integer, parse_float=str)
+    return headers
+
+
+def _integer(text: str) -> int | str:
+    number = int(text)
+    return number if -(2**63) <= number < 2**63 else text
+
+
 def _seconds(created_at: str) -> int | None:
-    """AMQP's timestamp. A time beyond Python's years, or infinity, has none: the message goes without."""
+    """AMQP's timestamp. A time before 1970 or beyond Python's years has none: the message goes without."""
     try:
-        return int(datetime.fromisoformat(created_at).timestamp())
+        seconds = int(datetime.fromisoformat(created_at).timestamp())
     except ValueError:
         return None
+    return seconds if seconds >= 0 else None

@@ -67,7 +67,7 @@ def to_message(values: Sequence[Value]) -> Message:
         raise CaptureError(f"the outbox row with id {message_id} has nulls where a message needs values")
     return Message(
         id=message_id,
-        kind=Kind(kind or Kind.EVENT),
+        kind=_kind(message_id, kind),
         aggregate_type=aggregate_type,
         aggregate_id=aggregate_id,
         type=message_type,
@@ -80,3 +80,10 @@ def to_message(values: Sequence[Value]) -> Message:
         payload=payload,
         created_at=(created_at or b"").decode(),
     )
+
+
+def _kind(message_id: str, text: str | None) -> Kind:
+    try:
+        return Kind(text or Kind.EVENT)
+    except ValueError:
+        raise CaptureError(f"the outbox row with id {message_id} is of an unknown kind {text!r}") from None

@@ -25,7 +25,13 @@ _HEADINGS: Final = (
 @config_option
 @dsn_option
 @format_option
-@click.option("--watch", is_flag=True, help=f"Show it again every {REFRESH_S:g} s, until Ctrl-C.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    envvar="RELAY_WATCH",
+    show_envvar=True,
+    help=f"Show it again every {REFRESH_S:g} s, until Ctrl-C.",
+)
 def lag(config: Path | None, dsn: str | None, output: OutputFormat, watch: bool) -> int:
     """Show how far behind each source is. Asks the databases alone; no relay need be running.
 

@@ -37,7 +37,9 @@ def dsn_option(verb: Verb) -> Verb:
 def amqp_option(verb: Verb) -> Verb:
     """`--amqp URL`."""
     return click.option(
-        "--amqp", metavar="URL", help="RabbitMQ, like amqp://relay@host:5672/vhost.  [env var: RELAY_BROKER__URL]"
+        "--amqp",
+        metavar="URL",
+        help="RabbitMQ, like amqp://relay:password@host:5672/vhost.  [env var: RELAY_BROKER__URL]",
     )(verb)
 
 

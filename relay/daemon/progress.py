@@ -1,6 +1,5 @@
 """What has been published and settled -> the LSN that is safe to flush. Pure: promise 1 of the relay is kept here."""
 
-from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,11 +8,16 @@ from relay.wal.lsn import Lsn
 
 @dataclass(slots=True, eq=False)
 class Transaction:
-    """A transaction that has messages, while not all of them are settled, or while it is still being read."""
+    """A transaction that has messages, while not all of them are settled, or while it is still being read.
+
+    It stands in a chain with its neighbours. `end` also covers what came right after it and needs nothing any more.
+    """
 
     committed_at: datetime
     unsettled: int = 0
     end: Lsn | None = None
+    before: "Transaction | None" = None
+    after: "Transaction | None" = None
 
 
 class Progress:
@@ -27,7 +31,8 @@ class Progress:
         """`confirmed` is what the slot has confirmed already: a keepalive after a reconnect may lie below it."""
         self._safe = confirmed
         self._open: Transaction | None = None
-        self._unsettled: deque[Transaction] = deque()
+        self._first: Transaction | None = None
+        self._last: Transaction | None = None
 
     @property
     def safe(self) -> Lsn:
@@ -42,7 +47,7 @@ class Progress:
     @property
     def oldest_unsettled_commit_at(self) -> datetime | None:
         """When the oldest transaction with an unsettled message was committed, None when nothing waits."""
-        return next((waiting.committed_at for waiting in self._unsettled if waiting.unsettled), None)
+        return self._first.committed_at if self._first is not None and self._first.unsettled else None
 
     def begin(self, committed_at: datetime) -> None:
         """A transaction begins to be read."""
@@ -52,8 +57,8 @@ class Progress:
         """A message of the transaction being read goes out; give what is returned to `settle` once it is settled."""
         if self._open is None:
             raise ValueError("no transaction is being read")
-        if not self._unsettled or self._unsettled[-1] is not self._open:
-            self._unsettled.append(self._open)
+        if self._last is not self._open:
+            self._append(self._open)
         self._open.unsettled += 1
         return self._open
 
@@ -62,16 +67,16 @@ class Progress:
         if transaction.unsettled < 1:
             raise ValueError("more messages settled than published")
         transaction.unsettled -= 1
-        self._advance()
+        self._close(transaction)
 
     def commit(self, end: Lsn) -> None:
         """The transaction being read is complete; it ends before `end`."""
         if self._open is None:
             raise ValueError("no transaction is being read")
         read, self._open = self._open, None
-        if self._unsettled and self._unsettled[-1] is read:
+        if self._last is read:
             read.end = end
-            self._advance()
+            self._close(read)
         else:
             self._pass(end)
 
@@ -82,16 +87,32 @@ class Progress:
 
     def _pass(self, end: Lsn) -> None:
         """Nothing to publish before `end`, except what waits already: then `end` is safe when that is settled."""
-        if self._unsettled:
-            last = self._unsettled[-1]
-            last.end = max(end, last.end or end)
-        else:
+        if self._last is None or self._last.end is None:
             self._safe = max(self._safe, end)
+        else:
+            self._last.end = max(self._last.end, end)
 
-    def _advance(self) -> None:
-        while self._unsettled:
-            first = self._unsettled[0]
-            if first.unsettled or first.end is None:
-                return
-            self._safe = max(self._safe, first.end)
-            self._unsettled.popleft()
+    def _append(self, transaction: Transaction) -> None:
+        transaction.before, self._last = self._last, transaction
+        if transaction.before is None:
+            self._first = transaction
+        else:
+            transaction.before.after = transaction
+
+    def _close(self, transaction: Transaction) -> None:
+        """Take a transaction that needs nothing any more out of the chain: whoever is before it answers for its end.
+
+        Otherwise one message that stays unsettled would let everything behind it pile up.
+        """
+        if transaction.unsettled or transaction.end is None:
+            return
+        if transaction.before is None:
+            self._first = transaction.after
+            self._safe = max(self._safe, transaction.end)
+        else:
+            transaction.before.after = transaction.after
+            transaction.before.end = transaction.end
+        if transaction.after is None:
+            self._last = transaction.before
+        else:
+            transaction.after.before = transaction.before

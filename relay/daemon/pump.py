@@ -83,6 +83,7 @@ class Pump:
         match change:
             case Insert():
                 if message := self._capture.capture(change):
+                    self._require_transaction("a row")
                     transaction = self.progress.publish()
                     await self._outlet.publish(message, lambda: self._settle(transaction))
             case Begin():
@@ -90,10 +91,15 @@ class Pump:
                     raise StreamGap(f"transaction {change.xid} begins before the one before it has ended")
                 self.progress.begin(change.committed_at)
             case Commit():
+                self._require_transaction("a commit")
                 self.progress.commit(change.end_lsn)
                 self._wake()
             case Relation():
                 self._capture.describe(change)
+
+    def _require_transaction(self, what: str) -> None:
+        if not self.progress.in_transaction:
+            raise StreamGap(f"{what} comes outside of a transaction")
 
     def _settle(self, transaction: Transaction) -> None:
         self.progress.settle(transaction)

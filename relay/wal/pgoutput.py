@@ -217,15 +217,15 @@ def _row(data: bytes, at: int) -> tuple[Row, int]:
     return tuple(values), at
 
 
-def _rows(data: bytes, at: int) -> tuple[dict[bytes, Row], int]:
-    """The tuples of an Update or Delete by their kind: K for a key, O for an old row, N for a new one."""
-    rows: dict[bytes, Row] = {}
-    while at < len(data):
-        kind = data[at : at + 1]
-        if kind not in (b"K", b"O", b"N") or kind in rows:
-            raise ProtocolError(f"unexpected kind of tuple {kind!r} at byte {at}")
-        rows[kind], at = _row(data, at + 1)
-    return rows, at
+def _tuple(data: bytes, at: int, *allowed: bytes) -> tuple[bytes, Row, int]:
+    """A tuple and its kind: K for a key, O for an old row, N for a new one."""
+    kind = data[at : at + 1]
+    if not kind:
+        raise _Truncated(at)
+    if kind not in allowed:
+        raise ProtocolError(f"unexpected kind of tuple {kind!r} at byte {at}")
+    row, end = _row(data, at + 1)
+    return kind, row, end
 
 
 def _begin(data: bytes, at: int) -> tuple[Begin, int]:
@@ -271,27 +271,23 @@ def _type(data: bytes, at: int) -> tuple[Type, int]:
 
 def _insert(data: bytes, at: int) -> tuple[Insert, int]:
     (oid,) = _U32.unpack_from(data, at)
-    kind = data[at + 4 : at + 5]
-    if kind and kind != b"N":
-        raise ProtocolError(f"unexpected kind of tuple {kind!r} at byte {at + 4}")
-    new, at = _row(data, at + 5)
+    _, new, at = _tuple(data, at + 4, b"N")
     return Insert(oid, new), at
 
 
 def _update(data: bytes, at: int) -> tuple[Update, int]:
     (oid,) = _U32.unpack_from(data, at)
-    rows, at = _rows(data, at + 4)
-    if b"N" not in rows:
-        raise _Truncated(at)
-    return Update(oid, rows.get(b"K"), rows.get(b"O"), rows[b"N"]), at
+    kind, row, at = _tuple(data, at + 4, b"K", b"O", b"N")
+    if kind == b"N":
+        return Update(oid, None, None, row), at
+    _, new, at = _tuple(data, at, b"N")
+    return (Update(oid, row, None, new) if kind == b"K" else Update(oid, None, row, new)), at
 
 
 def _delete(data: bytes, at: int) -> tuple[Delete, int]:
     (oid,) = _U32.unpack_from(data, at)
-    rows, at = _rows(data, at + 4)
-    if not rows:
-        raise _Truncated(at)
-    return Delete(oid, rows.get(b"K"), rows.get(b"O")), at
+    kind, row, at = _tuple(data, at + 4, b"K", b"O")
+    return (Delete(oid, row, None) if kind == b"K" else Delete(oid, None, row)), at
 
 
 def _truncate(data: bytes, at: int) -> tuple[Truncate, int]:
