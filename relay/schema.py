@@ -25,6 +25,12 @@ _BOOKKEEPING: LiteralString = """
 """
 
 
+_OUTSIDE: LiteralString = """
+    SELECT set_config('search_path', string_agg(quote_ident(name), ', ' ORDER BY position), true)
+    FROM unnest(current_schemas(false)) WITH ORDINALITY AS path (name, position) WHERE name <> 'relay'
+"""
+
+
 class MigrationFailed(RelayError):
     """A migration's SQL was refused; nothing of that file has been applied."""
 
@@ -82,6 +88,9 @@ def _apply(connection: Connection, step: Migration) -> bool:
         known = "SELECT 1 FROM relay.migration WHERE folder = %s AND name = %s"
         if connection.execute(known, (step.folder, step.name)).fetchone():
             return False
+        # The default search path begins with the schema named like the role. For a role `relay` that is the relay's,
+        # and tables of somebody's own migration, created without naming a schema, would land in it.
+        connection.execute(_OUTSIDE)
         try:
             connection.execute(step.path.read_bytes())
         except psycopg.Error as error:

@@ -8,7 +8,7 @@ from relay.errors import RelayError
 from relay.messaging.handler import Handler, Route
 from relay.messaging.message import AnyMessage, Command, Event, Reply, type_of
 from relay.messaging.transaction import Pool, Transaction
-from relay.messaging.worker import PREFETCH_MESSAGES, Worker
+from relay.messaging.worker import CONCURRENCY, PREFETCH_MESSAGES, Worker
 
 AnyCommand = TypeVar("AnyCommand", bound=Command)
 AnyEvent = TypeVar("AnyEvent", bound=Event)
@@ -29,9 +29,10 @@ class Service:
     Raises HandlerTaken when a type of message has a handler already.
     """
 
-    def __init__(self, name: str, *, prefetch: int = PREFETCH_MESSAGES) -> None:
+    def __init__(self, name: str, *, prefetch: int = PREFETCH_MESSAGES, concurrency: int = CONCURRENCY) -> None:
         self.name = name
         self._prefetch = prefetch
+        self._concurrency = concurrency
         self._routes: dict[str, Route] = {}
 
     @property
@@ -76,13 +77,14 @@ class Service:
         self._register(reply_type, handler)
 
     async def run(self, pool: Pool, amqp_url: str) -> None:
-        """Handle messages, one after the other in the order of the queue, until cancelled.
+        """Handle messages until cancelled: some at once, those of one aggregate in the order of the queue.
 
         A message is acknowledged after its transaction has committed; seen before, it is acknowledged and not handled
         again. While RabbitMQ or PostgreSQL is away, this waits. When it is cancelled, the transaction at hand is given
         time to finish. Raises BrokerError when RabbitMQ refuses what waiting does not mend.
         """
-        await Worker(self.queue, dict(self._routes), pool, self._prefetch).run(amqp_url)
+        worker = Worker(self.queue, dict(self._routes), pool, prefetch=self._prefetch, concurrency=self._concurrency)
+        await worker.run(amqp_url)
 
     def _register(self, message_type: type[AnyMessage], handler: Handler[AnyMessage]) -> None:
         name = type_of(message_type)

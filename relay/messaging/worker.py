@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
 
 from relay.backoff import Backoff
+from relay.broker import properties as names
 from relay.broker.connection import Connection
 from relay.broker.consumer import Consumer
 from relay.broker.properties import Delivery
@@ -15,12 +17,16 @@ from relay.broker.topology import ServiceQueue, declare_service
 from relay.errors import BrokerAway, BrokerError
 from relay.messaging import inbox, outbox
 from relay.messaging.handler import Handling, Route
+from relay.messaging.lanes import Lanes
 from relay.messaging.message import Incoming, Reply, Unprocessable
 from relay.messaging.retry import AWAY_CAP_S, AWAY_FIRST_S, Patience, Trouble, trouble
 from relay.messaging.transaction import Pool, Transaction
 
 PREFETCH_MESSAGES: Final = 50
 """Messages that the broker hands out before it sees an acknowledgement. It hides the round trip, no more."""
+
+CONCURRENCY: Final = 8
+"""Messages handled at once, each in a transaction on a connection of its own: their commits share the disk's work."""
 
 BROKER_FIRST_S: Final = 0.1
 BROKER_CAP_S: Final = 5.0
@@ -39,11 +45,14 @@ Result = TypeVar("Result")
 class Worker:
     """Handles the messages of one service. One attempt at one message is one transaction."""
 
-    def __init__(self, queue: ServiceQueue, routes: Mapping[str, Route], pool: Pool, prefetch: int) -> None:
+    def __init__(
+        self, queue: ServiceQueue, routes: Mapping[str, Route], pool: Pool, *, prefetch: int, concurrency: int
+    ) -> None:
         self._queue = queue
         self._routes = routes
         self._pool = pool
         self._prefetch = prefetch
+        self._concurrency = concurrency
         self._broker_backoff = Backoff(BROKER_FIRST_S, BROKER_CAP_S)
 
     async def run(self, amqp_url: str) -> None:
@@ -79,8 +88,10 @@ class Worker:
             consumer = await Consumer.open(connection, self._queue.name, self._prefetch)
             self._broker_backoff.reset()
             self._log(logging.INFO, f"consuming {self._queue.name}", "consuming")
-            while True:
-                await self._handle(await _next(consumer), consumer, connection)
+            async with Lanes(self._concurrency) as lanes:
+                while True:
+                    delivery = await _next(consumer)
+                    lanes.start(_aggregate(delivery), partial(self._handle, delivery, consumer, connection))
         finally:
             await connection.close()
             self._log(logging.INFO, f"stopped consuming {self._queue.name}", "consuming_stopped")
@@ -155,6 +166,12 @@ class Worker:
 
     def _log(self, level: int, text: str, action: str, **fields: str | float) -> None:
         logger.log(level, text, extra={"action": action, "service": self._queue.name, **fields})
+
+
+def _aggregate(delivery: Delivery) -> tuple[str | None, str | None]:
+    """What must stay in order. Messages without an aggregate wait for each other: nobody knows better."""
+    said = delivery.properties
+    return said.header(names.AGGREGATE_TYPE), said.header(names.AGGREGATE_ID)
 
 
 async def _next(consumer: Consumer) -> Delivery:

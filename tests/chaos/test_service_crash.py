@@ -7,8 +7,8 @@ from relay.broker.connection import Connection
 from relay.broker.topology import ServiceQueue, declare_service
 from tests.conftest import VirtualHost
 from tests.support.database import Database
+from tests.support.link import Link
 from tests.support.process import RelayProcess, ServiceProcess
-from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 CUSTOMER = "00000000-0000-0000-0000-00000000000a"
@@ -47,14 +47,14 @@ async def test_work_that_was_committed_and_not_acknowledged_is_not_done_again(
     await declare(vhost.url, "orders", "customers")
     own_dsn, own_url = customers.role_dsn("customers"), vhost.user_url("customers")
 
-    async with RelayProcess(orders.dsn, vhost.user_url("relay")), Proxy(own_url) as proxy:
-        async with ServiceProcess("customers", own_dsn, proxy.url) as service:
+    async with RelayProcess(orders.dsn, vhost.user_url("relay")), Link(own_url) as link:
+        async with ServiceProcess("customers", own_dsn, link.url) as service:
             await service.until("consuming")
-            proxy.deaf.set()
+            link.deaf.set()
             orders.query(RESERVE, CUSTOMER, ORDERS)
             await eventually(lambda: customers.value("SELECT count(*) FROM relay.inbox") == ORDERS)
             assert await service.end(SIGKILL) == -SIGKILL
-        proxy.cut()
+        await link.cut()
         assert customers.value("SELECT reserved FROM customers") == 10 * ORDERS
 
         async with ServiceProcess("customers", own_dsn, own_url) as service:

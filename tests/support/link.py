@@ -1,4 +1,4 @@
-"""The way to a server, which a test can cut: the server is away, without being stopped."""
+"""The way to a server, which a test can cut or make deaf: the server is away, without being stopped."""
 
 import asyncio
 from types import TracebackType
@@ -9,12 +9,16 @@ CHUNK_BYTES = 65536
 
 
 class Link:
-    """Leads to the server of a URL, from a port of its own that stays the same. `url` goes through it."""
+    """Leads to the server of a URL, from a port of its own that stays the same. `url` goes through it.
+
+    While `deaf` is set, the server hears nothing from the clients, and they notice nothing.
+    """
 
     def __init__(self, url: str, *, up: bool = True) -> None:
         self._parts = urlsplit(url)
         self._up_at_first = up
         self._port = 0
+        self.deaf = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._flows: set[asyncio.Task[None]] = set()
 
@@ -56,7 +60,7 @@ class Link:
         try:
             back, forth = await asyncio.open_connection(self._parts.hostname, self._parts.port)
             try:
-                await asyncio.gather(_pour(reader, forth), _pour(back, writer))
+                await asyncio.gather(_pour(reader, forth, self.deaf), _pour(back, writer))
             finally:
                 forth.transport.abort()
         except (OSError, asyncio.CancelledError):
@@ -66,8 +70,10 @@ class Link:
             self._flows.discard(flow)
 
 
-async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deaf: asyncio.Event | None = None) -> None:
     while chunk := await reader.read(CHUNK_BYTES):
+        if deaf is not None and deaf.is_set():
+            continue
         writer.write(chunk)
         await writer.drain()
     raise ConnectionResetError("one side has hung up")
