@@ -1,0 +1,153 @@
+"""The demo, as a newcomer runs it: the whole stack, from nothing to approved orders."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from signal import SIGINT, SIGKILL
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.demo.audit import audit, unsettled
+from relay.demo.load import place_orders
+from tests.support.waiting import eventually
+
+READY_S = 120.0
+SETTLE_S = 120.0
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@asynccontextmanager
+async def demo(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`relay demo` as a process. A test that fails leaves nothing behind either."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "relay",
+        "demo",
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RELAY_")},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(SIGINT)
+            await process.wait()
+
+
+def gone(pids: Iterable[int]) -> bool:
+    """Whether none of these processes is left."""
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    return Path(path).exists()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by whichever of its threads."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in lists for child in children.read_text().split()]
+
+
+async def test_every_order_is_settled_and_every_invariant_holds() -> None:
+    async with demo("--orders", "60", "--format", "json") as process:
+        output, _ = await process.communicate()
+    assert process.returncode == 0
+    report = json.loads(output)
+    assert report["ok"] is True
+    outcomes = {(state, reason): count for state, reason, count in report["outcomes"]}
+    assert sum(outcomes.values()) == 60
+    assert {state for state, _ in outcomes} == {"APPROVED", "CANCELLED"}
+    assert outcomes["CANCELLED", "credit limit exceeded"] > 0
+    assert report["published"] == {"orders": 60, "customers": 60}
+    assert 0 < report["latency_p50_ms"] <= report["latency_p99_ms"]
+    assert [row["source"] for row in report["lag"]] == ["orders", "customers"]
+    assert all(row["active"] for row in report["lag"])
+    assert len(report["invariants"]) >= 4
+
+
+async def ready(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    """The line that says where everything is."""
+    assert process.stdout is not None
+    async with asyncio.timeout(READY_S):
+        line: dict[str, Any] = json.loads(await process.stdout.readline())
+    return line
+
+
+async def test_a_kept_stack_survives_the_death_of_each_of_its_processes() -> None:
+    async with demo("--keep", "--format", "json") as process:
+        stack = await ready(process)
+        assert stack["ready"] is True
+        assert set(stack) == {"ready", "orders_url", "customers_url", "amqp_url", "dsn", "config", "pids"}
+        assert list(stack["pids"]) == ["relay", "orders", "customers", "postgres", "rabbitmq"]
+        assert unsettled(stack["dsn"]["orders"]) == (0, 0), "no orders unless they are asked for"
+
+        services = {name: stack[f"{name}_url"] for name in ("orders", "customers")}
+        placing = asyncio.create_task(place_orders(services, 200))
+        for name, pid in stack["pids"].items():
+            os.kill(pid, SIGKILL)
+            await said(process, f"{name} was killed by SIGKILL; starting it again")
+        await placing
+
+        def settled() -> bool:
+            pending, total = unsettled(stack["dsn"]["orders"])
+            return pending == 0 and total >= 200
+
+        await eventually(settled, SETTLE_S)
+        result = audit(stack["dsn"])
+        assert result.ok, result.invariants
+
+        process.send_signal(SIGINT)
+        rest, _ = await process.communicate()
+    assert process.returncode == 0
+    assert rest == b"", "nothing but the one line on standard output"
+    assert gone(stack["pids"].values())
+    assert not exists(stack["config"])
+
+
+async def said(process: asyncio.subprocess.Process, words: str) -> None:
+    """Wait until the demo says so on standard error."""
+    assert process.stderr is not None
+    async with asyncio.timeout(READY_S):
+        async for line in process.stderr:
+            if words in line.decode():
+                return
+    raise AssertionError(f"the demo never said {words!r}")
+
+
+async def test_two_demos_at_once_do_not_meet() -> None:
+    async with demo("--keep", "--format", "json") as kept:
+        stack = await ready(kept)
+        async with demo("--orders", "10", "--format", "json") as other:
+            output, _ = await other.communicate()
+        assert other.returncode == 0
+        assert json.loads(output)["ok"] is True
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"{stack['orders_url']}/healthz")
+        assert answer.status_code == 200
+        kept.send_signal(SIGINT)
+        await kept.communicate()
+    assert kept.returncode == 0
+
+
+async def test_ctrl_c_in_the_middle_leaves_nothing_behind() -> None:
+    async with demo("--orders", "100000") as process:
+        await said(process, "starting the relay and the services")
+        started = children(process.pid)
+        assert len(started) >= 2, "PostgreSQL and RabbitMQ run by now"
+        process.send_signal(SIGINT)
+        await process.communicate()
+    assert process.returncode == 1
+    assert gone(started)
