@@ -183,6 +183,7 @@ def _what_to_play_with(addresses: "Addresses") -> str:
     customers, orders = addresses.services["customers"], addresses.services["orders"]
     config = shlex.quote(str(addresses.config))
     json_header = "-H 'content-type: application/json'"
+    relay = shlex.quote(sys.argv[0]) if sys.argv[0].endswith("relay") else f"{sys.executable} -m relay"
     query = shlex.quote("SELECT * FROM relay.saga_log ORDER BY at")
     return f"""
 Everything runs until Ctrl-C.
@@ -196,7 +197,7 @@ Everything runs until Ctrl-C.
 
   curl {json_header} -d '{{"name": "Ada", "credit_limit": "100.00"}}' {customers}/customers
   curl {json_header} -d '{{"customer_id": "…", "total": "25.00"}}' {orders}/orders
-  relay lag --watch --config {config}
+  {relay} lag --watch --config {config}
   psql {addresses.dsns["orders"]} -c {query}
 """
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -43,19 +44,25 @@ def lag(config: Path | None, dsn: str | None, output: OutputFormat, watch: bool)
     status is 3 then.
     """
     settings = load_settings(config, dsn)
-    while True:
-        lags, failures = _measure_all(settings)
-        if watch and output == "table":
-            click.clear()
-        if output == "json":
-            click.echo(json.dumps([asdict(row) for row in lags]))
-        elif lags:
-            click.echo(render(lags))
-        for source, error in failures:
-            click.echo(f"relay: {source}: {error}\n  {error.hint}".rstrip(), err=True)
-        if not watch:
-            return ExitCode.SOURCE if failures else ExitCode.OK
-        time.sleep(REFRESH_S)
+    code = _show(settings, output)
+    with suppress(KeyboardInterrupt):  # the way to end --watch
+        while watch:
+            time.sleep(REFRESH_S)
+            if output == "table":
+                click.clear()
+            code = _show(settings, output)
+    return code
+
+
+def _show(settings: Settings, output: OutputFormat) -> ExitCode:
+    lags, failures = _measure_all(settings)
+    if output == "json":
+        click.echo(json.dumps([asdict(row) for row in lags]))
+    elif lags:
+        click.echo(render(lags))
+    for source, error in failures:
+        click.echo(f"relay: {source}: {error}\n  {error.hint}".rstrip(), err=True)
+    return ExitCode.SOURCE if failures else ExitCode.OK
 
 
 def _measure_all(settings: Settings) -> tuple[list[Lag], list[tuple[str, RelayError]]]:

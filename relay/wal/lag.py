@@ -37,8 +37,8 @@ _QUERY: LiteralString = """
            current_lsn::text AS current_wal_lsn, confirmed_flush_lsn::text,
            greatest(pg_wal_lsn_diff(current_lsn, confirmed_flush_lsn), 0)::bigint AS lag_bytes,
            CASE
+               WHEN current_lsn <= confirmed_flush_lsn THEN 0
                WHEN active AND oldest_unconfirmed_commit_at IS NULL THEN 0
-               WHEN NOT active AND current_lsn = confirmed_flush_lsn THEN 0
                ELSE greatest(0, extract(epoch FROM
                     clock_timestamp() - CASE WHEN active THEN oldest_unconfirmed_commit_at ELSE written_at END))
            END::float AS lag_seconds,
