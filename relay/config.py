@@ -105,7 +105,8 @@ class SourceSettings(Frozen):
             raise ValueError("should not be empty")
         # A password with an unencoded @ or / makes a host or a port of its other half, which would then be shown.
         ports = [port for port in str(parts.get("port", "")).split(",") if port]
-        if "@" in str(parts.get("host", "")) or not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports):
+        names = f"{parts.get('host', '')}{parts.get('dbname', '')}"
+        if "@" in names or not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports):
             raise ValueError("has a host or a port that is none; write @ and / in a password as %40 and %2F")
         return dsn
 

@@ -17,14 +17,16 @@ from relay.broker.properties import (
     HeaderValue,
     Properties,
 )
-from relay.capture.message import Message
+from relay.capture.message import CaptureError, Message
 
 SPECVERSION: Final = "1.0"
+
+_LONGEST_INTEGER: Final = len(str(-(2**63)))
 
 
 def cloudevents(message: Message, source: str) -> Properties:
     """The properties of a message from `source`. The row's own headers come along, and cannot replace the relay's."""
-    headers = _own_headers(message.headers)
+    headers = _own_headers(message)
     headers |= {
         CE_ID: message.id,
         CE_SOURCE: source,
@@ -49,15 +51,20 @@ def cloudevents(message: Message, source: str) -> Properties:
     )
 
 
-def _own_headers(text: bytes) -> dict[str, HeaderValue]:
+def _own_headers(message: Message) -> dict[str, HeaderValue]:
     """The row's headers. Numbers for which AMQP, or pika, has no exact type travel as the text that the row has."""
-    if text == b"{}":
+    if message.headers == b"{}":
         return {}
-    headers: dict[str, HeaderValue] = json.loads(text, parse_int=_integer, parse_float=str)
+    try:
+        headers: dict[str, HeaderValue] = json.loads(message.headers, parse_int=_integer, parse_float=str)
+    except RecursionError:
+        raise CaptureError(f"the headers of {message} are nested too deep") from None
     return headers
 
 
 def _integer(text: str) -> int | str:
+    if len(text) > _LONGEST_INTEGER:
+        return text
     number = int(text)
     return number if -(2**63) <= number < 2**63 else text
 

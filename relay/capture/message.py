@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from relay.errors import RelayError
+
+
+class CaptureError(RelayError):
+    """A change cannot be understood as a message. The source stops: nothing is skipped."""
+
 
 class Kind(StrEnum):
     """What a message is for."""

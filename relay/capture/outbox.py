@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from relay.capture.message import Kind, Message
-from relay.errors import RelayError
+from relay.capture.message import CaptureError, Kind, Message
 from relay.wal.pgoutput import Insert, Relation, Value
 
 SCHEMA: Final = "relay"
@@ -26,10 +25,6 @@ COLUMNS: Final = (
     "created_at",
 )
 """What a message is made of, in the order of Message's fields."""
-
-
-class CaptureError(RelayError):
-    """A row cannot be understood as a message."""
 
 
 class OutboxCapture:

@@ -29,6 +29,7 @@ from relay.cli.options import amqp_option, config_option, dsn_option, load_setti
     show_default=True,
     envvar="RELAY_LOG_LEVEL",
     show_envvar=True,
+    help="The least that is logged.",
 )
 def run(config: Path | None, dsn: str | None, amqp: str | None, log_format: log.Format, log_level: str) -> int:
     """Publish the outbox of every source until SIGTERM or Ctrl-C.

@@ -51,6 +51,8 @@ class Progress:
 
     def begin(self, committed_at: datetime) -> None:
         """A transaction begins to be read."""
+        if self._open is not None:
+            raise ValueError("a transaction is being read already")
         self._open = Transaction(committed_at)
 
     def publish(self) -> Transaction:
@@ -87,10 +89,10 @@ class Progress:
 
     def _pass(self, end: Lsn) -> None:
         """Nothing to publish before `end`, except what waits already: then `end` is safe when that is settled."""
-        if self._last is None or self._last.end is None:
+        if self._last is None:
             self._safe = max(self._safe, end)
         else:
-            self._last.end = max(self._last.end, end)
+            self._last.end = max(self._last.end or end, end)
 
     def _append(self, transaction: Transaction) -> None:
         transaction.before, self._last = self._last, transaction

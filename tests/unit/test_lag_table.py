@@ -111,6 +111,11 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert row == "orders | relay_orders | yes | - | 0/1A000060 | - | - | - | - | unlimited"
 
 
+def test_nothing_left_is_not_the_same_as_no_limit() -> None:
+    row = cells(render([replace(ORDERS, lag_bytes=0, lag_seconds=0.0, retained_wal_bytes=0, safe_wal_bytes=0)]))[1]
+    assert row[-4:] == ["0 B", "0.0", "0 B", "0 B"]
+
+
 @pytest.mark.parametrize(
     ("count", "words"),
     [
