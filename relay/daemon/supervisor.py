@@ -21,7 +21,8 @@ RETRY_CAP_S: Final = 15.0
 class Supervisor:
     """Runs one session after the other for each source, until told to stop or until waiting cannot mend it.
 
-    A source that has to stop does not stop the others.
+    Sources in one process share its fate: when one has to stop, the others let what is in flight arrive and stop too.
+    Then the exit status says so to whoever started the process, and nobody believes it well while a source is dead.
     """
 
     def __init__(self, sources: dict[str, Callable[[], Session]]) -> None:
@@ -31,7 +32,7 @@ class Supervisor:
         self._halt = asyncio.Event()
 
     async def run(self) -> ExitCode:
-        """Keep all sources going. The exit code is OK after a stop, or that of the first source that had to give up."""
+        """Keep all sources going. The exit code is OK after a stop, or that of a source that had to give up."""
         with _signals(self._on_signal):
             codes = await asyncio.gather(*(self._keep(name, make) for name, make in self._sources.items()))
         return next((code for code in codes if code is not ExitCode.OK), ExitCode.OK)
@@ -58,9 +59,11 @@ class Supervisor:
             except RelayError as error:
                 extra = {"action": "source_stopped", "source": name, "hint": error.hint}
                 log.error("%s has stopped: %s", name, error, extra=extra)
+                self._stopping.set()
                 return error.exit_code
             except Exception:
                 log.exception("%s has stopped: this is a bug", name, extra={"action": "source_crashed", "source": name})
+                self._stopping.set()
                 return ExitCode.FAILURE
         return ExitCode.OK
 

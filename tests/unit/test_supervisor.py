@@ -144,16 +144,17 @@ async def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixtu
     assert "nothing there" in caplog.text
 
 
-@pytest.mark.parametrize("error", [SourceError("the slot is gone"), LookupError("a bug")], ids=["refused", "crashed"])
-async def test_a_source_that_has_to_stop_does_not_stop_the_others(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(SourceError("the slot is gone"), ExitCode.SOURCE), (LookupError("a bug"), ExitCode.FAILURE)],
+    ids=["refused", "crashed"],
+)
+async def test_a_source_that_has_to_stop_stops_the_others_in_good_order(error: Exception, code: ExitCode) -> None:
     failing, healthy = FakeSource(fails(error)), FakeSource(streams_until_stopped)
-    supervising = asyncio.create_task(supervise(failing=failing, healthy=healthy))
-    await asyncio.gather(failing.begun.wait(), healthy.streams.wait())
-    await asyncio.sleep(0.02)
-    assert not supervising.done()
-    assert not healthy.sessions[0].stopped.is_set()
-    assert await signalled(supervising, signal.SIGTERM) is not ExitCode.OK
-    assert healthy.sessions[0].stopped.is_set()
+    assert await supervise(healthy=healthy, failing=failing) is code
+    (session,) = healthy.sessions
+    assert session.stopped.is_set()
+    assert not session.cancelled
 
 
 async def test_the_exit_code_is_that_of_the_first_source_that_gave_up() -> None:
