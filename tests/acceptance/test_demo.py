@@ -50,6 +50,12 @@ def gone(pids: Iterable[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def last_words(config: str) -> str:
+    """What the relay and the services logged, for a person who wonders why they did not get on."""
+    logs = sorted(Path(config).parent.glob("*.log"))
+    return "\n".join(f"{log.name}:\n{log.read_text()[-4000:]}" for log in logs)
+
+
 def exists(path: str) -> bool:
     """Whether there is such a file."""
     return Path(path).exists()
@@ -105,7 +111,10 @@ async def test_a_kept_stack_survives_the_death_of_each_of_its_processes() -> Non
             pending, total = unsettled(stack["dsn"]["orders"])
             return pending == 0 and total >= 200
 
-        await eventually(settled, SETTLE_S)
+        try:
+            await eventually(settled, SETTLE_S)
+        except AssertionError:
+            pytest.fail(last_words(stack["config"]))
         result = audit(stack["dsn"])
         assert result.ok, result.invariants
 
