@@ -17,6 +17,8 @@ from psycopg_pool import AsyncConnectionPool
 from relay import log
 from relay.errors import ExitCode, RelayError
 from relay.messaging import Pool, Service
+from relay.messaging.worker import STOP_GRACE_S
+from relay.tasks import end
 from services.http import create_app
 from services.settings import ServiceSettings, read
 
@@ -93,8 +95,7 @@ async def _run(service: Service, settings: ServiceSettings, routes: Callable[[Po
         stopped_cleanly = stopping.done()
         _log(f"{service.name} stops", "stopping", service)
         server.should_exit = True
-        consuming.cancel()
-        stopping.cancel()
+        await end(consuming, stopping, again_s=2 * STOP_GRACE_S)
         ended = await asyncio.gather(serving, consuming, return_exceptions=True)
     for result in ended:
         if isinstance(result, Exception):

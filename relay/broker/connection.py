@@ -17,10 +17,13 @@ from pika.exceptions import (
 )
 from pika.frame import Method
 
-from relay.errors import BrokerAway, BrokerError
+from relay.errors import BrokerAway, BrokerError, ExitCode
 
 CLOSE_TIMEOUT_S = 5.0
 """How long a broker may take to say goodbye before we hang up on it."""
+
+FRAME_ERROR = 501
+"""The peer sent a frame that cannot be. Source: AMQP 0-9-1, reply codes."""
 
 _MENDS_ITSELF = ("is down", "limit")
 """In the broker's reason for closing: a virtual host that is starting, or too many connections just now."""
@@ -36,6 +39,13 @@ class VirtualHostRefused(BrokerError):
     """The virtual host does not exist, or the user may not enter it."""
 
     hint = "Create the virtual host, or give the user permissions in it (rabbitmqctl set_permissions)."
+
+
+class FrameRefused(BrokerError):
+    """RabbitMQ closed the connection over a frame, such as headers that are larger than a frame may be."""
+
+    exit_code = ExitCode.FAILURE
+    hint = "The headers of a message, with its aggregate id, have to fit into one frame (frame_max, 128 kB by default)."
 
 
 class ChannelRefused(BrokerError):
@@ -114,7 +124,8 @@ class Connection:
 
         def on_close(_: PikaConnection, reason: BaseException) -> None:
             if not closed.done():
-                closed.set_result(BrokerAway(f"RabbitMQ at {where}: {reason}"))
+                kind = FrameRefused if getattr(reason, "reply_code", None) == FRAME_ERROR else BrokerAway
+                closed.set_result(kind(f"RabbitMQ at {where}: {reason}"))
 
         parameters = URLParameters(url)
         parameters.client_properties = {"connection_name": name, "product": "saga-relay"}

@@ -15,6 +15,7 @@ from relay.cli.options import OutputFormat, format_option
 from relay.cli.report import Report
 from relay.config import Settings, load
 from relay.errors import ExitCode, RelayError
+from relay.tasks import end
 from relay.wal.lag import Lag, measure
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ async def _play(stack: "Stack", count: int) -> Report:
         await _settled(addresses.dsns["orders"], count, placing)
         await placing
     finally:
-        placing.cancel()
+        await end(placing)
     settings = load(addresses.config)
     lags = await asyncio.to_thread(_caught_up, settings)
     return Report(count, await asyncio.to_thread(audit, addresses.dsns), lags)

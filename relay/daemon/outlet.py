@@ -14,6 +14,7 @@ from relay.capture.envelope import cloudevents
 from relay.capture.message import Kind, Message
 from relay.capture.routing import route
 from relay.errors import BrokerError, RelayError
+from relay.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,7 @@ class Outlet:
                     raise trouble.result()
             return await task
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            await end(task)
 
     def _judge(self, sent: _Sent, outcome: Outcome) -> None:
         if outcome is Outcome.NACKED:

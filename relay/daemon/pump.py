@@ -62,7 +62,8 @@ class Pump:
         """
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), every_s)
+                async with asyncio.timeout(every_s):
+                    await self._due.wait()
             await self.report_now()
             await asyncio.sleep(REPORT_PAUSE_S)
 

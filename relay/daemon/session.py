@@ -17,6 +17,7 @@ from relay.daemon.backlog import backlog
 from relay.daemon.outlet import Outlet
 from relay.daemon.pump import Pump
 from relay.errors import BrokerAway, SourceAway
+from relay.tasks import end
 from relay.wal.checkpoint import State, read_checkpoint, write_progress, write_state
 from relay.wal.connection import address, connect, database, fetch_one, refusal
 from relay.wal.lsn import format_lsn
@@ -46,6 +47,9 @@ STATUS_EVERY_S: Final = 10.0
 DRAIN_S: Final = 10.0
 """How long a stop waits for the end of the transaction being read, and for confirms."""
 
+LAST_WORDS_S: Final = 5.0
+"""How long the last report and the last checkpoint may take."""
+
 SLOT_PATIENCE_S: Final = 5.0
 """How long the creation of a slot may take before the log says whom it waits for."""
 
@@ -64,7 +68,9 @@ class Session:
         self._broker_url = broker_url
         self._stopping = asyncio.Event()
         self.streaming = False
-        """Whether it got as far as streaming: then the next attempt need not be slow."""
+        """Whether it got as far as streaming: then it can be stopped in good order."""
+        self.progressed = False
+        """Whether anything was settled: if not, the same trouble may meet the next attempt, which need not hurry."""
 
     def stop(self) -> None:
         """Let `run` end in good order. Only of use once it streams; before that, cancel it."""
@@ -155,7 +161,7 @@ class Session:
                 self._say("slot_waits", f"PostgreSQL creates the slot once open transactions end, of process {pids}")
             return await creating
         finally:
-            creating.cancel()
+            await end(creating)
 
     async def _copy(self, control: AsyncConnection[TupleRow], snapshot: str, outlet: Outlet) -> None:
         async for message in backlog(control, snapshot):
@@ -165,6 +171,7 @@ class Session:
 
     async def _flow(self, control: AsyncConnection[TupleRow], outlet: Outlet, pump: Pump) -> None:
         """Pump until stopped, or until something breaks. What is settled by then is reported in any case."""
+        confirmed = pump.progress.safe
         keeper = _CheckpointKeeper(control, self._slot, outlet, pump)
         reading = asyncio.ensure_future(outlet.guard(pump.read()))
         beside: list[asyncio.Future[None]] = [
@@ -180,12 +187,12 @@ class Session:
                     task.result()
             await self._drain(reading, outlet, pump)
         finally:
-            for running in tasks:
-                running.cancel()
-            await asyncio.wait(tasks)
-            with suppress(SourceAway, psycopg.Error):
-                await pump.report_now()
-                await keeper.write_news()
+            self.progressed = pump.progress.safe > confirmed
+            await end(*tasks)
+            with suppress(SourceAway, psycopg.Error, TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await pump.report_now()
+                    await keeper.write_news()
         self._say("stopped", f"stopped at {format_lsn(pump.progress.safe)}, with {outlet.in_flight} in flight")
 
     async def _drain(self, reading: "asyncio.Future[None]", outlet: Outlet, pump: Pump) -> None:
@@ -198,8 +205,9 @@ class Session:
             reading.cancel()
         with suppress(TimeoutError, BrokerAway):
             async with asyncio.timeout(DRAIN_S):
-                with suppress(asyncio.CancelledError):
-                    await reading
+                await asyncio.wait({reading})
+                if not reading.cancelled():
+                    reading.result()
                 await outlet.guard(outlet.drained())
 
     def _say(self, action: str, words: str) -> None:

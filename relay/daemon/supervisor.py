@@ -4,12 +4,13 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from relay.backoff import Backoff
 from relay.daemon.session import Session
 from relay.errors import BrokerAway, ExitCode, RelayError, SourceAway
+from relay.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Supervisor:
             log.warning("a second signal: not waiting for what is in flight", extra={"action": "halting"})
             self._halt.set()
         else:
-            log.info("stopping", extra={"action": "stopping"})
+            log.info("a signal: letting what is in flight arrive", extra={"action": "stopping"})
             self._stopping.set()
 
     async def _keep(self, name: str, make: Callable[[], Session]) -> ExitCode:
@@ -53,7 +54,7 @@ class Supervisor:
             try:
                 await self._run(session)
             except (SourceAway, BrokerAway) as away:
-                if session.streaming:
+                if session.progressed:
                     backoff.reset()
                 await self._pause(name, away, backoff.next())
             except RelayError as error:
@@ -78,12 +79,11 @@ class Supervisor:
                 session.stop()
                 if session.streaming:
                     await asyncio.wait({running, halt}, return_when=asyncio.FIRST_COMPLETED)
-                running.cancel()
-            await _outcome(running)
+                await end(running)
+            if not running.cancelled():
+                running.result()
         finally:
-            running.cancel()
-            stopping.cancel()
-            halt.cancel()
+            await end(running, stopping, halt)
 
     async def _pause(self, name: str, away: RelayError, seconds: float) -> None:
         """Wait before the next attempt; a stop ends the wait."""
@@ -94,16 +94,9 @@ class Supervisor:
             seconds,
             extra={"action": "reconnecting", "source": name, "retry_in_s": round(seconds, 3), "hint": away.hint},
         )
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        await asyncio.wait({stopping}, timeout=seconds)
-        stopping.cancel()
-
-
-async def _outcome(running: "asyncio.Future[None]") -> None:
-    """Raise what a session ended with, unless it ended because it was cancelled here."""
-    await asyncio.wait({running})
-    if not running.cancelled():
-        running.result()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
 
 @contextmanager

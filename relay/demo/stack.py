@@ -27,6 +27,7 @@ from relay.demo.rabbitmq import PrivateRabbitMQ
 from relay.demo.server import PrivateServer
 from relay.errors import RelayError
 from relay.schema import migrate, sql_folder
+from relay.tasks import end
 
 SERVICES: Final = ("orders", "customers")
 
@@ -208,10 +209,7 @@ class Stack:
 
     async def _stop(self) -> None:
         """Services first, then the relay, then the servers: each finishes what those before it began."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        if self._keepers:
-            await asyncio.wait(self._keepers)
+        await end(*self._keepers)
         for child in reversed(self._children.values()):
             await child.stop()
         closing = [asyncio.ensure_future(asyncio.to_thread(server.close)) for server in self._servers.values()]

@@ -21,6 +21,7 @@ from relay.messaging.lanes import Lanes
 from relay.messaging.message import Incoming, Reply, Unprocessable
 from relay.messaging.retry import AWAY_CAP_S, AWAY_FIRST_S, Patience, Trouble, trouble
 from relay.messaging.transaction import Pool, Transaction
+from relay.tasks import end
 
 PREFETCH_MESSAGES: Final = 50
 """Messages that the broker hands out before it sees an acknowledgement. It hides the round trip, no more."""
@@ -78,7 +79,7 @@ class Worker:
             except psycopg.Error as error:
                 # A missing table or right may appear too: nobody has to start things in a certain order.
                 hint = "" if trouble(error) is Trouble.AWAY else " (has `relay migrate` given this role its rights?)"
-                self._log(logging.WARNING, f"the database is not ready: {error}{hint}", "database_not_ready")
+                self._log(logging.WARNING, f"the database is not ready: {_one_line(error)}{hint}", "database_not_ready")
             await asyncio.sleep(backoff.next())
 
     async def _consume(self, amqp_url: str) -> None:
@@ -155,7 +156,7 @@ class Worker:
 
     def _log_failure(self, incoming: Incoming, error: Exception, delay_s: float) -> None:
         kind = trouble(error)
-        text = f"{incoming.type} {incoming.message_id} is tried again: {type(error).__name__}: {error}"
+        text = f"{incoming.type} {incoming.message_id} is tried again: {type(error).__name__}: {_one_line(error)}"
         level = logging.WARNING if kind is Trouble.AWAY else logging.INFO
         action = {
             Trouble.AWAY: "database_away",
@@ -212,6 +213,9 @@ async def _finish(work: Coroutine[Any, Any, Result]) -> Result:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task}, timeout=STOP_GRACE_S)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)  # whatever failed, the message comes again
+        await end(task)  # whatever failed, the message comes again
         raise
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

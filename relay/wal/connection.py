@@ -9,8 +9,15 @@ from psycopg.rows import TupleRow
 
 from relay.errors import SourceAway, SourceError
 
-CONNECT_TIMEOUT_S: Final = 10
-"""How long one attempt to connect may take, unless the DSN says otherwise."""
+_DEFAULTS: Final[dict[str, int]] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""A server that vanishes without a word is noticed within half a minute, unless the DSN says otherwise. In seconds, but
+the last in milliseconds."""
 
 _LOGIN_HINT: Final = "Check the user, the password and the database in the DSN, and pg_hba.conf on the server."
 _RIGHTS_HINT: Final = "docs/setup.md lists the rights that the relay's role needs."
@@ -33,7 +40,6 @@ _CONNECT_REFUSALS: Final[tuple[str, ...]] = (
     "no pg_hba.conf entry",
     "does not exist",
     "is not permitted to log in",
-    "permission denied",
 )
 """libpq gives no SQLSTATE for a failed connect, so the server's words have to do. Where a server speaks another
 language, the relay waits instead of stopping, and shows those words."""
@@ -57,6 +63,8 @@ def refusal(error: psycopg.Error, dsn: str) -> SourceError:
     if error.sqlstate in _REFUSALS:
         return SourceError(message, _REFUSALS[error.sqlstate])
     if isinstance(error, psycopg.OperationalError):
+        if error.sqlstate is None and "permission denied" in str(error):
+            return SourceError(message, _RIGHTS_HINT)
         if error.sqlstate is None and any(words in str(error) for words in _CONNECT_REFUSALS):
             return SourceError(message, _LOGIN_HINT)
         return SourceAway(message)
@@ -75,12 +83,13 @@ async def connect(dsn: str, *, name: str, replication: bool = False) -> AsyncCon
 def prepared(dsn: str, name: str) -> str:
     """The DSN with what every session of the relay relies on: UTF-8 and times as ISO 8601 in UTC."""
     given = conninfo_to_dict(dsn)
+    defaults = {name: value for name, value in _DEFAULTS.items() if name not in given}
     session = "-c DateStyle=ISO -c TimeZone=UTC -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
     return make_conninfo(
         dsn,
         application_name=name,
         client_encoding="UTF8",
-        connect_timeout=given.get("connect_timeout", CONNECT_TIMEOUT_S),
+        **defaults,
         options=f"{given.get('options', '')} {session}".strip(),
     )
 

@@ -43,7 +43,7 @@ _QUERY: LiteralString = """
                     clock_timestamp() - CASE WHEN active THEN oldest_unconfirmed_commit_at ELSE written_at END))
            END::float AS lag_seconds,
            greatest(pg_wal_lsn_diff(current_lsn, restart_lsn), 0)::bigint AS retained_wal_bytes,
-           safe_wal_size AS safe_wal_bytes
+           CASE wal_status WHEN 'lost' THEN 0 ELSE safe_wal_size END AS safe_wal_bytes
     FROM pg_replication_slots
     CROSS JOIN pg_current_wal_lsn() AS current_lsn
     LEFT JOIN relay.checkpoint ON checkpoint.slot = slot_name

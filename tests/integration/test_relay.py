@@ -332,3 +332,28 @@ async def test_servers_that_are_away_are_waited_for(database: Database) -> None:
     async with RelayProcess("postgresql://127.0.0.1:1/x", "amqp://guest:guest@127.0.0.1:1/") as relay:
         await relay.until("reconnecting", times=3)
         assert await relay.end() == 0
+
+
+async def test_headers_that_do_not_fit_into_a_frame_stop_the_source(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        database.query(
+            "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload, headers)"
+            " VALUES ('order', '1', 'Big', '{}', json_build_object('big', repeat('x', 200000)))"
+        )
+        assert await relay.status() == 1
+        (stopped,) = relay.said("source_stopped")
+    assert "frame" in stopped["hint"]
+
+
+async def test_what_cannot_be_sent_stops_the_source_at_its_very_start_too(
+    database: Database, vhost: VirtualHost
+) -> None:
+    """It is in the first batch of the stream, when every task of the session has only just begun."""
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        assert await relay.end() == 0
+    database.query(EVENT, "1", "T" * 300, "{}")
+    for _ in range(3):
+        async with RelayProcess(database.dsn, vhost.url) as relay:
+            assert await relay.status() == 1

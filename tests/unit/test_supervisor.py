@@ -21,7 +21,7 @@ class FakeSession:
     def __init__(self, part: Callable[["FakeSession"], Awaitable[None]], streams: asyncio.Event) -> None:
         self._part = part
         self._streams = streams
-        self.streaming = False
+        self.streaming = self.progressed = False
         self.stopped = asyncio.Event()
         self.cancelled = False
 
@@ -59,9 +59,9 @@ class FakeSource:
 # Parts.
 
 
-def fails(error: Exception, *, after_streaming: bool = False) -> Callable[[FakeSession], Awaitable[None]]:
+def fails(error: Exception, *, after_progress: bool = False) -> Callable[[FakeSession], Awaitable[None]]:
     async def part(session: FakeSession) -> None:
-        session.streaming = after_streaming
+        session.progressed = after_progress
         await asyncio.sleep(0)
         raise error
 
@@ -256,7 +256,7 @@ class TestPauses:
         assert self.pauses(caplog) == [0.001, 0.002, 0.004, 0.008, 0.008, 0.008]
 
     async def test_they_begin_again_after_a_session_that_streamed(self, caplog: pytest.LogCaptureFixture) -> None:
-        away, lost = fails(SourceAway("away")), fails(BrokerAway("lost"), after_streaming=True)
+        away, lost = fails(SourceAway("away")), fails(BrokerAway("lost"), after_progress=True)
         await supervise(shop=FakeSource(away, away, lost, away, fails(SourceError("enough"))))
         assert self.pauses(caplog) == [0.001, 0.002, 0.001, 0.002]
 
