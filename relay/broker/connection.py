@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -21,9 +21,6 @@ from relay.errors import BrokerAway, BrokerError, ExitCode
 
 CLOSE_TIMEOUT_S = 5.0
 """How long a broker may take to say goodbye before we hang up on it."""
-
-FRAME_ERROR = 501
-"""The peer sent a frame that cannot be. Source: AMQP 0-9-1, reply codes."""
 
 _MENDS_ITSELF = ("is down", "limit")
 """In the broker's reason for closing: a virtual host that is starting, or too many connections just now."""
@@ -54,6 +51,15 @@ class ChannelRefused(BrokerError):
     hint = "The broker's own words say which right is missing, or what is declared with other arguments."
 
 
+_REFUSALS: Final[dict[int, type[BrokerError]]] = {
+    403: ChannelRefused,  # access-refused
+    404: ChannelRefused,  # not-found
+    406: ChannelRefused,  # precondition-failed
+    501: FrameRefused,  # frame-error
+}
+"""Reply codes of an AMQP 0-9-1 close that waiting does not mend."""
+
+
 def address(url: str) -> str:
     """Where a broker's URL points to, without user and password: fit for logs."""
     parameters = URLParameters(url)
@@ -70,6 +76,12 @@ def _refusal(url: str, reason: BaseException) -> BrokerError:
     if isinstance(reason, ProbableAccessDeniedError):
         return VirtualHostRefused(message)
     return BrokerAway(message)
+
+
+def _loss(what: str, reason: BaseException) -> BrokerError:
+    """What the end of a connection or channel that had been open means for the one who used it."""
+    kind = _REFUSALS.get(getattr(reason, "reply_code", 0), BrokerAway)
+    return kind(f"{what}: {reason}")
 
 
 Answer = TypeVar("Answer")
@@ -124,8 +136,7 @@ class Connection:
 
         def on_close(_: PikaConnection, reason: BaseException) -> None:
             if not closed.done():
-                kind = FrameRefused if getattr(reason, "reply_code", None) == FRAME_ERROR else BrokerAway
-                closed.set_result(kind(f"RabbitMQ at {where}: {reason}"))
+                closed.set_result(_loss(f"RabbitMQ at {where}", reason))
 
         parameters = URLParameters(url)
         parameters.client_properties = {"connection_name": name, "product": "saga-relay"}
@@ -190,10 +201,7 @@ class Channel:
         self._resolve(reason)
 
     def _on_close(self, _: PikaChannel, reason: BaseException) -> None:
-        code = getattr(reason, "reply_code", None)
-        refused = code in (403, 404, 406)
-        kind = ChannelRefused if refused else BrokerAway
-        self._resolve(kind(f"RabbitMQ at {self.where} closed the channel: {reason}"))
+        self._resolve(_loss(f"RabbitMQ at {self.where} closed the channel", reason))
 
     def _resolve(self, reason: BrokerError) -> None:
         if not self.closed.done():
