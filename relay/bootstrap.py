@@ -17,6 +17,6 @@ def run(settings: Settings) -> ExitCode:
     sources = {source.name: partial(Session, source, url) for source in settings.source}
 
     async def supervise() -> ExitCode:
-        return await Supervisor({name: make for name, make in sources.items()}).run()
+        return await Supervisor(sources).run()
 
     return asyncio.run(supervise())

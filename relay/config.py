@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import psycopg
 from pika import URLParameters
@@ -48,6 +49,8 @@ class BrokerSettings(Frozen):
         text = url.get_secret_value()
         if not text.startswith(("amqp://", "amqps://")):
             raise ValueError("should look like amqp://user:password@host:5672/vhost")
+        if "@" in "".join(urlsplit(text)[2:]):  # part of a password with an unencoded / in it
+            raise ValueError("has an @ in its virtual host; write @ and / in a password as %40 and %2F")
         try:
             URLParameters(text)
         except (ValueError, TypeError, SyntaxError, OSError):  # pika evaluates the options behind ? as Python and files
@@ -144,6 +147,8 @@ class Settings(BaseSettings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"has two of the name {', '.join(twice)}: give them a name each")
+        if len({(source.dsn, source.slot) for source in sources}) < len(sources):
+            raise ValueError("has the same database and slot twice: one of them would wait for the other for ever")
         return sources
 
 

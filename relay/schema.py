@@ -14,6 +14,9 @@ from relay.wal.connection import prepared, refusal
 LOCK_KEY = 0x72656C6179
 """Advisory lock: two migrations of one database wait for each other. (The letters of "relay".)"""
 
+OWN = "relay"
+"""Under what the relay's own migrations are remembered; those of other folders, under the folder's name."""
+
 _BOOKKEEPING: LiteralString = """
     CREATE SCHEMA IF NOT EXISTS relay;
     CREATE TABLE IF NOT EXISTS relay.migration (
@@ -66,8 +69,10 @@ def migrate(dsn: str, folder: Path | None = None, *, service_role: str | None = 
     `service_role` is given the rights that a service needs. Returns the names of what was applied.
     Raises SourceError, SourceAway or MigrationFailed.
     """
-    wanted = list(migrations(sql_folder(), "relay"))
+    wanted = list(migrations(sql_folder(), OWN))
     if folder is not None:
+        if folder.resolve().name == OWN:
+            raise ConfigError(f"{folder} is called like the relay's own migrations", "Give the folder another name.")
         wanted += migrations(folder, folder.resolve().name)
     try:
         with psycopg.connect(prepared(dsn, "saga-relay migrate"), autocommit=True) as connection:

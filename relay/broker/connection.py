@@ -1,20 +1,16 @@
 """A pika connection and its channels, as awaitables on the running loop."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel as PikaChannel
 from pika.connection import Connection as PikaConnection
-from pika.exceptions import (
-    AuthenticationError,
-    ConnectionWrongStateError,
-    ProbableAccessDeniedError,
-    ProbableAuthenticationError,
-)
+from pika.exceptions import AuthenticationError, ConnectionWrongStateError
 from pika.frame import Method
 
 from relay.errors import BrokerAway, BrokerError, ExitCode
@@ -22,8 +18,14 @@ from relay.errors import BrokerAway, BrokerError, ExitCode
 CLOSE_TIMEOUT_S = 5.0
 """How long a broker may take to say goodbye before we hang up on it."""
 
-_MENDS_ITSELF = ("is down", "limit")
-"""In the broker's reason for closing: a virtual host that is starting, or too many connections just now."""
+ACCESS_REFUSED = 403
+NOT_ALLOWED = 530
+
+_CLOSED_BY_BROKER = re.compile(r"ConnectionClosedByBroker: \((\d+)\)")
+"""pika takes any loss of a connection that is being set up for a refusal. A real one has the broker's reply code."""
+
+_TOO_MANY = re.compile(r"limit \(\d+\) is reached")
+"""The broker's words when there are too many connections just now."""
 
 
 class LoginRefused(BrokerError):
@@ -52,12 +54,12 @@ class ChannelRefused(BrokerError):
 
 
 _REFUSALS: Final[dict[int, type[BrokerError]]] = {
-    403: ChannelRefused,  # access-refused
-    404: ChannelRefused,  # not-found
+    ACCESS_REFUSED: ChannelRefused,
     406: ChannelRefused,  # precondition-failed
     501: FrameRefused,  # frame-error
 }
-"""Reply codes of an AMQP 0-9-1 close that waiting does not mend."""
+"""Reply codes of an AMQP 0-9-1 close that trying again does not mend. Not found is none of them: whoever connects again
+declares what it uses."""
 
 
 def address(url: str) -> str:
@@ -69,11 +71,11 @@ def address(url: str) -> str:
 def _refusal(url: str, reason: BaseException) -> BrokerError:
     """What the failure of an attempt to connect means for the one who asked."""
     message = f"RabbitMQ at {address(url)}: {_words(reason)}"
-    if any(word in str(reason) for word in _MENDS_ITSELF):
-        return BrokerAway(message)
-    if isinstance(reason, ProbableAuthenticationError | AuthenticationError):
+    closed = _CLOSED_BY_BROKER.search(str(reason))
+    code = int(closed[1]) if closed else 0
+    if isinstance(reason, AuthenticationError) or code == ACCESS_REFUSED:
         return LoginRefused(message)
-    if isinstance(reason, ProbableAccessDeniedError):
+    if code == NOT_ALLOWED and not _TOO_MANY.search(str(reason)):
         return VirtualHostRefused(message)
     return BrokerAway(message)
 
@@ -168,6 +170,8 @@ class Connection:
         if self._raw.is_open:
             self._raw.close()
         await asyncio.wait({self.closed}, timeout=CLOSE_TIMEOUT_S)
+        if not self.closed.done():  # a broker that blocks its publishers does not read what they say
+            cast(Any, self._raw)._adapter_disconnect_stream()  # pika has no public way to hang up
 
 
 class Channel:

@@ -9,7 +9,7 @@ from pika.channel import Channel as PikaChannel
 from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 
-from relay.broker.connection import Channel, Connection
+from relay.broker.connection import CLOSE_TIMEOUT_S, Channel, Connection
 from relay.broker.properties import Delivery, HeaderValue, Properties
 from relay.errors import BrokerAway
 
@@ -60,7 +60,7 @@ class Consumer:
         """Stop consuming; whatever is unanswered goes back to the queue."""
         if self._channel.raw.is_open:
             self._channel.raw.close()
-        await asyncio.wait({self._channel.closed}, timeout=5.0)
+        await asyncio.wait({self._channel.closed}, timeout=CLOSE_TIMEOUT_S)
 
     def _answer(self, method: Any, *args: Any, **arguments: Any) -> None:
         """An answer that cannot be sent is no error here: the message comes again, and the inbox knows it."""

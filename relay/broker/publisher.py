@@ -21,6 +21,9 @@ from relay.errors import BrokerAway, BrokerError, ExitCode
 WINDOW: Final = 1000
 """Messages that may be unconfirmed at once. RabbitMQ's quorum queues get slower when they are flooded with more."""
 
+WINDOW_BYTES: Final = 8_000_000
+"""Bodies that may be unconfirmed at once. One message of any size always goes."""
+
 Token = TypeVar("Token")
 
 _DOES_NOT_FIT: Final = (ShortStringTooLong, UnsupportedAMQPFieldException, struct.error, OverflowError, UnicodeError)
@@ -47,7 +50,9 @@ class Outcome(Enum):
 @dataclass(slots=True)
 class _InFlight(Generic[Token]):
     token: Token
-    message_id: str | None
+    identity: tuple[str | None, str, str]
+    """Message id, exchange and routing key: messages that have all of them in common share their fate."""
+    size: int
     returned: bool = False
 
 
@@ -64,6 +69,7 @@ class Publisher(Generic[Token]):
         self._settled = settled
         self._window = window
         self._tag = 0
+        self._bytes = 0
         self._in_flight: OrderedDict[int, _InFlight[Token]] = OrderedDict()
         self._room = asyncio.Event()
         self._room.set()
@@ -94,7 +100,7 @@ class Publisher(Generic[Token]):
     @property
     def has_room(self) -> bool:
         """Whether `publish` may be called."""
-        return len(self._in_flight) < self._window
+        return len(self._in_flight) < self._window and self._bytes < WINDOW_BYTES
 
     async def room(self) -> None:
         """Wait until the window has room."""
@@ -118,15 +124,18 @@ class Publisher(Generic[Token]):
         except AMQPError as error:
             raise BrokerAway(f"RabbitMQ at {self._channel.where}: {error}") from error
         self._tag += 1
-        self._in_flight[self._tag] = _InFlight(token, message.properties.message_id)
+        identity = (message.properties.message_id, message.exchange, message.routing_key)
+        self._in_flight[self._tag] = _InFlight(token, identity, len(message.body))
+        self._bytes += len(message.body)
         self._drained.clear()
         if not self.has_room:
             self._room.clear()
 
-    def _on_return(self, _: PikaChannel, __: Basic.Return, properties: BasicProperties, ___: bytes) -> None:
-        """The broker returns a message before it confirms it. The oldest of that id that is not yet marked is meant."""
+    def _on_return(self, _: PikaChannel, returned: Basic.Return, properties: BasicProperties, __: bytes) -> None:
+        """The broker returns a message before it confirms it. The oldest such one that is not yet marked is meant."""
+        identity = (properties.message_id, returned.exchange, returned.routing_key)
         for waiting in self._in_flight.values():
-            if waiting.message_id == properties.message_id and not waiting.returned:
+            if waiting.identity == identity and not waiting.returned:
                 waiting.returned = True
                 return
 
@@ -145,6 +154,7 @@ class Publisher(Generic[Token]):
             self._drained.set()
 
     def _settle(self, waiting: _InFlight[Token], nacked: bool) -> None:
+        self._bytes -= waiting.size
         outcome = Outcome.NACKED if nacked else Outcome.RETURNED if waiting.returned else Outcome.CONFIRMED
         self._settled(waiting.token, outcome)
 

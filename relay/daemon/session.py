@@ -27,6 +27,7 @@ from relay.wal.slot import (
     create_publication,
     drop_slot,
     find_slot,
+    open_transactions,
     publication_exists,
     verify_publication,
     verify_server,
@@ -130,9 +131,11 @@ class Session:
             await verify_publication(control, self._publication)
             if checkpoint is None:
                 await write_state(control, self._slot, State.STREAMING)
-                self._say("slot_adopted", f"slot {self._slot} was there already: rows older than it are not published")
+                words = f"slot {self._slot} was there already: rows older than it are not published"
+                self._say("slot_adopted", words, logging.WARNING)
             return
         if slot is not None:
+            slot.verify_owner(database(self._dsn))
             await drop_slot(control, self._slot)
         await self._first_start(control, stream, outlet)
 
@@ -156,9 +159,9 @@ class Session:
         try:
             done, _ = await asyncio.wait({creating}, timeout=SLOT_PATIENCE_S)
             if not done:
-                query = "SELECT array_agg(pid ORDER BY pid) FROM pg_stat_activity WHERE backend_xid IS NOT NULL"
-                pids = (await fetch_one(control, query) or (None,))[0]
-                self._say("slot_waits", f"PostgreSQL creates the slot once open transactions end, of process {pids}")
+                who = await open_transactions(control, SLOT_PATIENCE_S)
+                words = f"PostgreSQL creates the slot once these open transactions have ended: {who}"
+                self._say("slot_waits", words, logging.WARNING)
             return await creating
         finally:
             await end(creating)
@@ -193,7 +196,9 @@ class Session:
                 async with asyncio.timeout(LAST_WORDS_S):
                     await pump.report_now()
                     await keeper.write_news()
-        self._say("stopped", f"stopped at {format_lsn(pump.progress.safe)}, with {outlet.in_flight} in flight")
+        unheard = sum(outlet.unheard.values())
+        where = format_lsn(pump.progress.safe)
+        self._say("stopped", f"stopped at {where}, with {outlet.in_flight} in flight; {unheard} events were unheard")
 
     async def _drain(self, reading: "asyncio.Future[None]", outlet: Outlet, pump: Pump) -> None:
         """Read to the end of the transaction and wait for the confirms, within a bound, and while the broker is there.
@@ -210,8 +215,8 @@ class Session:
                     reading.result()
                 await outlet.guard(outlet.drained())
 
-    def _say(self, action: str, words: str) -> None:
-        log.info("%s: %s", self._name, words, extra={"action": action, "source": self._name, "slot": self._slot})
+    def _say(self, action: str, words: str, level: int = logging.INFO) -> None:
+        log.log(level, "%s: %s", self._name, words, extra={"action": action, "source": self._name, "slot": self._slot})
 
 
 class _CheckpointKeeper:
@@ -222,7 +227,7 @@ class _CheckpointKeeper:
         self._slot = slot
         self._outlet = outlet
         self._progress = pump.progress
-        self._written: tuple[int, datetime | None] = (0, None)
+        self._written: tuple[int, datetime | None] | None = None  # what the session before this one wrote is stale
 
     async def run(self) -> None:
         """Write every CHECKPOINT_EVERY_S, until cancelled or until the connection ends.

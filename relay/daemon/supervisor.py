@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -19,6 +19,10 @@ RETRY_CAP_S: Final = 15.0
 """Attempts to reconnect are at least half of this apart when a server stays away."""
 
 
+HANG_UP_S: Final = 20.0
+"""How long a session may take to hang up on both servers."""
+
+
 class Supervisor:
     """Runs one session after the other for each source, until told to stop or until waiting cannot mend it.
 
@@ -26,7 +30,7 @@ class Supervisor:
     Then the exit status says so to whoever started the process, and nobody believes it well while a source is dead.
     """
 
-    def __init__(self, sources: dict[str, Callable[[], Session]]) -> None:
+    def __init__(self, sources: Mapping[str, Callable[[], Session]]) -> None:
         """`sources` makes the sessions, by the name of the source."""
         self._sources = sources
         self._stopping = asyncio.Event()
@@ -79,11 +83,11 @@ class Supervisor:
                 session.stop()
                 if session.streaming:
                     await asyncio.wait({running, halt}, return_when=asyncio.FIRST_COMPLETED)
-                await end(running)
+                await end(running, again_s=HANG_UP_S)
             if not running.cancelled():
                 running.result()
         finally:
-            await end(running, stopping, halt)
+            await end(running, stopping, halt, again_s=HANG_UP_S)
 
     async def _pause(self, name: str, away: RelayError, seconds: float) -> None:
         """Wait before the next attempt; a stop ends the wait."""

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +21,13 @@ from relay.broker.connection import Connection
 from relay.broker.topology import ServiceQueue, declare_service
 from relay.demo.access import RELAY, create_database, create_role, relay_user, service_user
 from relay.demo.child import Child, Say, how_it_ended
-from relay.demo.host import LOOPBACK, free_ports
+from relay.demo.host import LOOPBACK, ServerFailed, free_ports
 from relay.demo.postgres import PrivatePostgres
 from relay.demo.rabbitmq import PrivateRabbitMQ
 from relay.demo.server import PrivateServer
 from relay.errors import RelayError
 from relay.schema import migrate, sql_folder
-from relay.tasks import end
+from relay.tasks import end, undisturbed
 
 SERVICES: Final = ("orders", "customers")
 
@@ -81,14 +81,14 @@ class Stack:
         try:
             await self._start()
         except BaseException:  # Ctrl-C too: half a stack is stopped like a whole one
-            await self._stop()
+            await undisturbed(self._stop())
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stop()
+        await undisturbed(self._stop())
 
     async def _start(self) -> None:
         self._say("starting a private PostgreSQL and a private RabbitMQ")
@@ -110,11 +110,7 @@ class Stack:
 
     async def _start_servers(self) -> None:
         """Both at once. A Ctrl-C waits for the threads: a server that is half started cannot be stopped."""
-        starting = [asyncio.ensure_future(asyncio.to_thread(server.start)) for server in self._servers.values()]
-        try:
-            await asyncio.shield(asyncio.gather(*starting))
-        finally:
-            await asyncio.wait(starting)
+        await undisturbed(self._each_server(lambda server: server.start()))
 
     def _provision_databases(self) -> None:
         """A role and a database for each service. The relay's role owns the databases, so that it can publish them."""
@@ -173,11 +169,10 @@ class Stack:
             await asyncio.sleep(WATCH_S)
             if not server.running:
                 self._say(f"{name} {how_it_ended(server.process.returncode)}; starting it again")
-                starting = asyncio.ensure_future(asyncio.to_thread(server.start))
                 try:
-                    await asyncio.shield(starting)
-                finally:
-                    await asyncio.wait({starting})
+                    await undisturbed(asyncio.to_thread(server.start))
+                except ServerFailed as error:
+                    self._say(f"{name} did not start: {error}")
 
     async def _ready(self) -> None:
         """Wait until both services answer and the relay streams from both databases."""
@@ -212,8 +207,15 @@ class Stack:
         await end(*self._keepers)
         for child in reversed(self._children.values()):
             await child.stop()
-        closing = [asyncio.ensure_future(asyncio.to_thread(server.close)) for server in self._servers.values()]
-        await asyncio.wait(closing)
-        shutil.rmtree(self._directory, ignore_errors=True)
-        for closed in closing:
-            closed.result()
+        try:
+            await self._each_server(lambda server: server.close())
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _each_server(self, do: Callable[[PrivateServer], None]) -> None:
+        """Both at once, and both to their end, whatever becomes of one of them."""
+        servers = [asyncio.to_thread(do, server) for server in self._servers.values()]
+        results = await asyncio.gather(*servers, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result

@@ -30,9 +30,17 @@ _REFUSALS: Final[dict[str, str]] = {
     "3F000": "Run `relay migrate` on this database first.",
     "42P01": "Run `relay migrate` on this database first.",
     "42703": "Run `relay migrate` on this database: its schema is older than this relay.",
-    "55000": "Logical replication needs `wal_level = logical` on the server, and a restart of it.",
 }
 """SQLSTATEs that waiting does not mend, and what to do about each."""
+
+_MENDS_ITSELF: Final[dict[str, str]] = {
+    "25006": "The server is a standby, or read-only for maintenance.",
+    "25P03": "The server ends idle transactions (idle_in_transaction_session_timeout).",
+}
+"""SQLSTATEs that are no connection trouble to psycopg, and still pass."""
+
+_NO_RIGHTS: Final = ("permission denied", "must be superuser or replication role")
+"""The server's words when a role may not connect, or not replicate. The second are those of PostgreSQL 15."""
 
 _CONNECT_REFUSALS: Final[tuple[str, ...]] = (
     "password authentication failed",
@@ -60,15 +68,31 @@ def database(dsn: str) -> str:
 def refusal(error: psycopg.Error, dsn: str) -> SourceError:
     """What an error of psycopg means to the relay: SourceAway when waiting may help, else a plain SourceError."""
     message = f"PostgreSQL at {address(dsn)}: {_one_line(error)}"
+    if error.sqlstate in _MENDS_ITSELF:
+        return SourceAway(message, _MENDS_ITSELF[error.sqlstate])
     if error.sqlstate in _REFUSALS:
         return SourceError(message, _REFUSALS[error.sqlstate])
     if isinstance(error, psycopg.OperationalError):
-        if error.sqlstate is None and "permission denied" in str(error):
+        if any(words in str(error) for words in _NO_RIGHTS):
             return SourceError(message, _RIGHTS_HINT)
         if error.sqlstate is None and any(words in str(error) for words in _CONNECT_REFUSALS):
             return SourceError(message, _LOGIN_HINT)
-        return SourceAway(message)
-    return SourceError(message)
+        return SourceAway(message, error.diag.message_hint)
+    return SourceError(message, error.diag.message_hint)
+
+
+_SESSION: Final[dict[str, str | int]] = {
+    "DateStyle": "ISO",
+    "TimeZone": "UTC",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": 1,
+    "bytea_output": "hex",
+    # The exported snapshot of a new slot lives in an idle transaction for as long as the backlog takes.
+    "idle_in_transaction_session_timeout": 0,
+    "idle_session_timeout": 0,
+    "statement_timeout": 0,
+}
+"""Values are decoded as text, so their form must not depend on the role's settings; nor may the session's life."""
 
 
 async def connect(dsn: str, *, name: str, replication: bool = False) -> AsyncConnection[TupleRow]:
@@ -81,10 +105,10 @@ async def connect(dsn: str, *, name: str, replication: bool = False) -> AsyncCon
 
 
 def prepared(dsn: str, name: str) -> str:
-    """The DSN with what every session of the relay relies on: UTF-8 and times as ISO 8601 in UTC."""
+    """The DSN with what every session of the relay relies on."""
     given = conninfo_to_dict(dsn)
     defaults = {name: value for name, value in _DEFAULTS.items() if name not in given}
-    session = "-c DateStyle=ISO -c TimeZone=UTC -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
+    session = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
     return make_conninfo(
         dsn,
         application_name=name,

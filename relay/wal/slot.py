@@ -6,7 +6,7 @@ from typing import Final, LiteralString
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
-from relay.errors import SourceError
+from relay.errors import SourceAway, SourceError
 from relay.wal.connection import fetch_one
 from relay.wal.lsn import NOWHERE, Lsn, format_lsn, parse_lsn
 
@@ -48,16 +48,20 @@ class Slot:
 
     def verify(self, database: str) -> None:
         """Raise SlotUnusable unless the relay can stream `database` from here."""
+        self.verify_owner(database)
+        if self.wal_status == "lost":
+            position = format_lsn(self.confirmed_flush_lsn)
+            hint = "PostgreSQL removed WAL that the slot needed (max_slot_wal_keep_size). Read docs/slot-loss.md."
+            raise SlotUnusable(f"slot {self.name} has lost the WAL after {position}", hint)
+
+    def verify_owner(self, database: str) -> None:
+        """Raise SlotUnusable when the slot is somebody else's."""
         if self.plugin != PLUGIN:
             hint = "Give the source another slot name, or drop that slot if nobody uses it."
             raise SlotUnusable(f"slot {self.name} is for the plugin {self.plugin}, not {PLUGIN}", hint)
         if self.database != database:
             hint = "Slots are shared by all databases of a server: give the source another slot name."
             raise SlotUnusable(f"slot {self.name} belongs to database {self.database}, not {database}", hint)
-        if self.wal_status == "lost":
-            position = format_lsn(self.confirmed_flush_lsn)
-            hint = "PostgreSQL removed WAL that the slot needed (max_slot_wal_keep_size). Read docs/slot-loss.md."
-            raise SlotUnusable(f"slot {self.name} has lost the WAL after {position}", hint)
 
 
 async def find_slot(connection: AsyncConnection[TupleRow], name: str) -> Slot | None:
@@ -78,10 +82,29 @@ async def drop_slot(connection: AsyncConnection[TupleRow], name: str) -> None:
     await connection.execute("SELECT pg_drop_replication_slot(%s)", (name,))
 
 
+async def open_transactions(connection: AsyncConnection[TupleRow], older_than_s: float) -> str:
+    """Who holds up the creation of a slot: processes with an old transaction, and prepared transactions."""
+    query: LiteralString = """
+        SELECT coalesce(string_agg(who, ', '), 'unknown') FROM (
+            SELECT 'process ' || pid FROM pg_stat_activity
+            WHERE backend_xid IS NOT NULL AND xact_start < clock_timestamp() - make_interval(secs => %s)
+            UNION ALL SELECT 'prepared transaction ' || gid FROM pg_prepared_xacts) AS open (who)
+    """
+    row = await fetch_one(connection, query, (older_than_s,))
+    return str(row[0]) if row else "unknown"
+
+
 async def verify_server(connection: AsyncConnection[TupleRow]) -> None:
-    """Raise SourceError unless the server can do logical replication and the relay's schema is there."""
-    row = await fetch_one(connection, "SELECT current_setting('wal_level'), to_regclass('relay.outbox') IS NULL")
-    wal_level, no_schema = row or (None, True)
+    """Raise SourceError unless the server can do logical replication and the relay's schema is there.
+
+    Raises SourceAway while the server is a standby: it may be promoted.
+    """
+    query: LiteralString = (
+        "SELECT pg_is_in_recovery(), current_setting('wal_level'), to_regclass('relay.outbox') IS NULL"
+    )
+    standby, wal_level, no_schema = await fetch_one(connection, query) or (False, None, True)
+    if standby:
+        raise SourceAway("the server is a standby", "A source has to be a primary: point the DSN there, or promote it.")
     if wal_level != "logical":
         hint = "Set `wal_level = logical` in postgresql.conf and restart the server."
         raise SourceError(f"the server runs with wal_level = {wal_level}, which logical replication cannot read", hint)

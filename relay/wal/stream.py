@@ -14,7 +14,8 @@ from relay.wal.lsn import Lsn
 from relay.wal.protocol import Keepalive, XLogData, parse_frame, status_frame
 
 BATCH: Final = 256
-"""Frames handed over at once: other work of the event loop gets its turn in between."""
+BATCH_BYTES: Final = 4_000_000
+"""Frames handed over at once, and their bytes: other work of the event loop gets its turn in between."""
 
 _END_OF_COPY: Final = -1
 _WOULD_BLOCK: Final = 0
@@ -78,6 +79,7 @@ class Stream:
 
     async def read(self) -> list[XLogData | Keepalive]:
         """The next frames, at least one. Raises SourceAway or SourceError when the stream has ended."""
+        await asyncio.sleep(0)
         while not (frames := self._buffered()):
             await self._readable()
             try:
@@ -101,13 +103,15 @@ class Stream:
 
     def _buffered(self) -> list[XLogData | Keepalive]:
         frames: list[XLogData | Keepalive] = []
+        size_total = 0
         try:
-            while len(frames) < BATCH:
+            while len(frames) < BATCH and size_total < BATCH_BYTES:
                 size, data = self._pgconn.get_copy_data(1)
                 if size == _END_OF_COPY:
                     raise self._ended()
                 if size == _WOULD_BLOCK:
                     break
+                size_total += size
                 frames.append(parse_frame(bytes(data)))
         except psycopg.Error as error:
             raise refusal(error, self._dsn) from None

@@ -160,3 +160,25 @@ async def test_ctrl_c_in_the_middle_leaves_nothing_behind() -> None:
         await process.communicate()
     assert process.returncode == 1
     assert gone(started)
+
+
+async def test_ctrl_c_again_while_it_stops_does_not_keep_it_from_stopping() -> None:
+    async with demo("--keep", "--format", "json") as process:
+        stack = await ready(process)
+        process.send_signal(SIGINT)
+        await said(process, "stopping everything")
+        for _ in range(3):
+            process.send_signal(SIGINT)
+        await process.communicate()
+    assert process.returncode == 0
+    assert gone(stack["pids"].values())
+
+
+async def test_ctrl_c_when_the_demo_stops_by_itself_leaves_nothing_behind() -> None:
+    async with demo("--orders", "5") as process:
+        await said(process, "starting the relay and the services")
+        started = children(process.pid)
+        await said(process, "stopping everything")
+        process.send_signal(SIGINT)
+        await process.communicate()
+    assert gone(started)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from signal import SIGKILL, SIGTERM
 
 import psycopg
@@ -357,3 +358,77 @@ async def test_what_cannot_be_sent_stops_the_source_at_its_very_start_too(
     for _ in range(3):
         async with RelayProcess(database.dsn, vhost.url) as relay:
             assert await relay.status() == 1
+
+
+async def test_two_messages_of_one_id_are_told_apart_by_their_route(database: Database, vhost: VirtualHost) -> None:
+    """The key of the outbox has created_at in it: an id alone is not unique."""
+    async with mailbox(vhost.url), RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        with psycopg.connect(database.dsn) as connection:
+            for _ in range(200):
+                connection.execute(EVENT, ("1", "Heard", "{}"))
+            row = connection.execute(EVENT, ("1", "Heard", "{}")).fetchone()
+            assert row is not None
+            connection.execute(
+                "INSERT INTO relay.outbox"
+                " (id, created_at, kind, aggregate_type, aggregate_id, type, destination, payload)"
+                " VALUES (%s, now() + interval '1 s', 'command', 'order', '1', 'Reserve', 'nobody', '{}')",
+                row,
+            )
+        assert await relay.status() == 1
+        (stopped,) = relay.said("source_stopped")
+    assert "Reserve" in stopped["message"]
+
+
+async def test_the_slot_of_another_database_is_never_dropped(
+    make_database: Callable[..., Database], vhost: VirtualHost
+) -> None:
+    theirs, ours = make_database(), make_database()
+    theirs.query("SELECT pg_create_logical_replication_slot('relay_shared', 'pgoutput')")
+    ours.query("INSERT INTO relay.checkpoint (slot, state) VALUES ('relay_shared', 'copying')")
+    async with RelayProcess(ours.dsn, vhost.url, name="shared") as relay:
+        assert await relay.status() == 3
+        (stopped,) = relay.said("source_stopped")
+    assert theirs.name in stopped["message"]
+    assert ours.value("SELECT database FROM pg_replication_slots WHERE slot_name = 'relay_shared'") == theirs.name
+
+
+async def test_lag_forgets_what_a_killed_relay_had_in_flight(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        await relay.end(SIGKILL)
+    database.query("UPDATE relay.checkpoint SET oldest_unconfirmed_commit_at = now() - interval '1 hour'")
+    async with RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        await eventually(lambda: database.value("SELECT oldest_unconfirmed_commit_at IS NULL FROM relay.checkpoint"))
+
+
+async def test_an_exchange_that_was_deleted_is_declared_again(database: Database, vhost: VirtualHost) -> None:
+    async with RelayProcess(database.dsn, vhost.user_url("relay")) as relay:
+        await relay.until("streaming")
+        vhost.server.delete(f"exchanges/{vhost.name}/relay.events")
+        database.query(EVENT, "1", "Unheard", "{}")
+        await relay.until("event_unheard")
+        assert await relay.end() == 0
+
+
+async def test_the_role_may_end_idle_transactions_and_the_backlog_still_arrives(
+    database: Database, vhost: VirtualHost
+) -> None:
+    database.query(
+        "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload)"
+        " SELECT 'order', n::text, 'Old', '{}' FROM generate_series(1, 5000) AS n"
+    )
+    database.query(f"ALTER DATABASE {database.name} SET idle_in_transaction_session_timeout = '100ms'")
+    async with mailbox(vhost.url) as box, RelayProcess(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        await box.until_count(5000)
+
+
+async def test_a_login_that_may_not_replicate_ends_it_with_3(database: Database, vhost: VirtualHost) -> None:
+    database.query("GRANT SELECT, INSERT, UPDATE ON relay.checkpoint TO orders")
+    database.query(f"CREATE PUBLICATION relay_{database.name} FOR TABLE relay.outbox WITH (publish_via_partition_root)")
+    async with RelayProcess(database.role_dsn("orders"), vhost.url) as relay:
+        assert await relay.status() == 3
+        (stopped,) = relay.said("source_stopped")
+    assert "rights" in stopped["hint"]

@@ -11,9 +11,9 @@ import httpx
 import psycopg
 import pytest
 
-# TMPfrom relay.demo.install import ensure_rabbitmq
 from relay.demo.access import RELAY, create_role, relay_user, service_user
 from relay.demo.host import ServerMissing
+from relay.demo.install import ensure_rabbitmq
 from relay.demo.postgres import PrivatePostgres
 from relay.demo.rabbitmq import BrokerUser, PrivateRabbitMQ
 
@@ -112,7 +112,7 @@ def rabbit_server() -> Iterator[RabbitServer]:
             yield server
         return
     try:
-        # TMP        ensure_rabbitmq(interactive=False, say=print)
+        ensure_rabbitmq(interactive=False, say=print)
         private = PrivateRabbitMQ()
         private.start()
     except ServerMissing as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from pika.exceptions import ProbableAccessDeniedError, ProbableAuthenticationError
+from pika.exceptions import ConnectionClosedByBroker, ProbableAccessDeniedError, ProbableAuthenticationError
 
 import relay
 from relay.broker.connection import ChannelRefused, LoginRefused, VirtualHostRefused, _refusal
@@ -83,7 +83,7 @@ class TestPostgreSQLRefuses:
             (psycopg.errors.InsufficientPrivilege("no"), "rights"),
             (psycopg.errors.UndefinedTable("no"), "relay migrate"),
             (psycopg.errors.UndefinedColumn("no"), "relay migrate"),
-            (psycopg.errors.ObjectNotInPrerequisiteState("no"), "wal_level"),
+            (psycopg.OperationalError("FATAL:  must be superuser or replication role to start walsender"), "rights"),
             (psycopg.OperationalError('FATAL:  password authentication failed for user "relay"'), "password"),
             (psycopg.OperationalError('FATAL:  database "orders" does not exist'), "database"),
             (psycopg.OperationalError('FATAL:  no pg_hba.conf entry for host "10.0.0.1"'), "pg_hba.conf"),
@@ -143,6 +143,11 @@ class TestPostgreSQLRefuses:
         assert psycopg.conninfo.conninfo_to_dict(prepared(DSN + "?connect_timeout=3", "x"))["connect_timeout"] == "3"
 
 
+def closed(code: int, words: str) -> str:
+    """How pika wraps what a broker says while a connection is set up."""
+    return repr(ConnectionClosedByBroker(code, words))
+
+
 class TestRabbitMQRefuses:
     """The broker's side of the same."""
 
@@ -151,13 +156,25 @@ class TestRabbitMQRefuses:
     @pytest.mark.parametrize(
         ("reason", "kind"),
         [
-            (ProbableAuthenticationError("ACCESS_REFUSED"), LoginRefused),
-            (ProbableAccessDeniedError("vhost shop not found"), VirtualHostRefused),
-            (ProbableAccessDeniedError("vhost 'shop' is down"), BrokerAway),
-            (ProbableAccessDeniedError("connection limit (10) is reached"), BrokerAway),
+            (ProbableAuthenticationError(closed(403, "ACCESS_REFUSED - Login was refused")), LoginRefused),
+            (ProbableAuthenticationError("StreamLostError: ('Transport indicated EOF',)"), BrokerAway),
+            (ProbableAuthenticationError(closed(320, "CONNECTION_FORCED - shutdown")), BrokerAway),
+            (ProbableAccessDeniedError(closed(530, "NOT_ALLOWED - vhost unlimited not found")), VirtualHostRefused),
+            (ProbableAccessDeniedError("StreamLostError: ('Transport indicated EOF',)"), BrokerAway),
+            (ProbableAccessDeniedError(closed(541, "INTERNAL_ERROR - vhost 'shop' is down")), BrokerAway),
+            (ProbableAccessDeniedError(closed(530, "NOT_ALLOWED - connection limit (10) is reached")), BrokerAway),
             (ConnectionRefusedError(111, "Connection refused"), BrokerAway),
         ],
-        ids=["login", "virtual host", "virtual host is starting", "too many connections", "away"],
+        ids=[
+            "login",
+            "lost while logging in",
+            "shut down while logging in",
+            "virtual host",
+            "lost while entering",
+            "virtual host is starting",
+            "too many connections",
+            "away",
+        ],
     )
     def test_only_what_waiting_does_not_mend_stops(self, reason: BaseException, kind: type[BrokerError]) -> None:
         refused = _refusal(self.URL, reason)

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from relay.tasks import end
+import pytest
+
+from relay.tasks import end, undisturbed
 
 
 async def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
@@ -38,3 +40,35 @@ async def test_it_does_not_matter_how_a_task_ends() -> None:
 
 async def test_nothing_is_ended_at_once() -> None:
     await end()
+
+
+async def test_work_that_is_undisturbed_is_done_before_a_cancellation_takes_effect() -> None:
+    may_end, done = asyncio.Event(), False
+
+    async def work() -> None:
+        nonlocal done
+        await may_end.wait()
+        done = True
+
+    task = asyncio.create_task(undisturbed(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    may_end.set()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert done
+
+
+async def test_undisturbed_work_gives_its_result_or_its_error() -> None:
+    async def answer() -> int:
+        return 42
+
+    async def fail() -> None:
+        raise LookupError
+
+    assert await undisturbed(answer()) == 42
+    with pytest.raises(LookupError):
+        await undisturbed(fail())
