@@ -54,3 +54,22 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info is not None:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+class SourceLog:
+    """What the relay says about one source. `action` is the stable key of a line, `words` are for a person."""
+
+    def __init__(self, source: str, slot: str) -> None:
+        self._fields = {"source": source, "slot": slot}
+        self._logger = logging.getLogger("relay.source")
+
+    def info(self, action: str, words: str) -> None:
+        """Something happened as it should."""
+        self._say(logging.INFO, action, words)
+
+    def warning(self, action: str, words: str) -> None:
+        """Somebody should have a look."""
+        self._say(logging.WARNING, action, words)
+
+    def _say(self, level: int, action: str, words: str) -> None:
+        self._logger.log(level, "%s: %s", self._fields["source"], words, extra={"action": action, **self._fields})

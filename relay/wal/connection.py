@@ -125,5 +125,11 @@ async def fetch_one(
     return await (await connection.execute(query, parameters)).fetchone()
 
 
+async def listen(connection: AsyncConnection[TupleRow], seconds: float) -> None:
+    """Wait so long, and notice at once when the server ends the connection. Raises psycopg's error then."""
+    async for _ in connection.notifies(timeout=seconds):
+        pass
+
+
 def _one_line(error: psycopg.Error) -> str:
     return " ".join((error.diag.message_primary or str(error)).split())

@@ -97,14 +97,18 @@ def sources(*packages: str) -> Iterator[ast.Module]:
 
 
 def actions(module: ast.Module) -> Iterator[str]:
-    """The actions of log lines: what a dict has under "action", and what the helpers `_say` and `_log` are given."""
+    """The actions of log lines: what a dict has under "action", and what a SourceLog, called `_log`, is given."""
     for node in ast.walk(module):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
                 if isinstance(key, ast.Constant) and key.value == "action":
                     yield from _text(value)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_say":
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_source_log(node.func.value):
             yield from _text(node.args[0])
+
+
+def _is_source_log(node: ast.expr) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "_log"
 
 
 def _text(node: ast.expr) -> Iterator[str]:

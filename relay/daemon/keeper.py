@@ -1,0 +1,44 @@
+"""Keeps relay.checkpoint up to date while a source streams."""
+
+from datetime import datetime
+from typing import Final
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from relay.daemon.outlet import Outlet
+from relay.daemon.progress import Progress
+from relay.wal.checkpoint import write_progress
+from relay.wal.connection import listen
+
+CHECKPOINT_EVERY_S: Final = 1.0
+"""How often relay.checkpoint is written while there is traffic."""
+
+
+class CheckpointKeeper:
+    """Writes relay.checkpoint while there is traffic, and only then: an idle relay writes no WAL of its own."""
+
+    def __init__(self, control: AsyncConnection[TupleRow], slot: str, outlet: Outlet, progress: Progress) -> None:
+        self._control = control
+        self._slot = slot
+        self._outlet = outlet
+        self._progress = progress
+        self._written: tuple[int, datetime | None] | None = None  # what the session before this one wrote is stale
+
+    async def run(self) -> None:
+        """Write every CHECKPOINT_EVERY_S, until cancelled or until the connection ends.
+
+        The connection is listened to all the while: it is the one that PostgreSQL closes when it is told to shut down,
+        whereas it would wait for the replication connection as long as that answers.
+        """
+        while True:
+            await listen(self._control, CHECKPOINT_EVERY_S)
+            await self.write_news()
+
+    async def write_news(self) -> None:
+        """Write what has changed since the last time: also that time has passed while something is outstanding."""
+        oldest = self._progress.oldest_unsettled_commit_at
+        news = (self._outlet.published, oldest)
+        if news != self._written or oldest is not None:
+            await write_progress(self._control, self._slot, self._progress.safe, oldest)
+            self._written = news
