@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 HeaderValue: TypeAlias = "str | bytes | int | float | bool | list[HeaderValue] | dict[str, HeaderValue] | None"
 
@@ -46,14 +46,14 @@ class Properties:
         return value if isinstance(value, str) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message as it is handed to the broker: where to, what about it, and its body, byte for byte."""
+class Varying(NamedTuple):
+    """What differs between messages that otherwise have all their Properties in common. Its headers come on top."""
 
-    exchange: str
-    routing_key: str
-    properties: Properties
-    body: bytes
+    message_id: str
+    correlation_id: str | None
+    reply_to: str | None
+    timestamp: int | None
+    headers: Mapping[str, HeaderValue]
 
 
 @dataclass(frozen=True, slots=True)

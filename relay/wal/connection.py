@@ -125,10 +125,11 @@ async def fetch_one(
     return await (await connection.execute(query, parameters)).fetchone()
 
 
-async def listen(connection: AsyncConnection[TupleRow], seconds: float) -> None:
-    """Wait so long, and notice at once when the server ends the connection. Raises psycopg's error then."""
-    async for _ in connection.notifies(timeout=seconds):
-        pass
+async def listen(connection: AsyncConnection[TupleRow], seconds: float) -> bool:
+    """Wait so long, or until notified; whether it was. Raises psycopg's error as soon as the server hangs up."""
+    async for _ in connection.notifies(timeout=seconds, stop_after=1):
+        return True
+    return False
 
 
 def _one_line(error: psycopg.Error) -> str:

@@ -1,7 +1,7 @@
 """The position of a byte in the write-ahead log."""
 
 import re
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from relay.errors import RelayError
 
@@ -10,6 +10,16 @@ Lsn = NewType("Lsn", int)
 
 NOWHERE = Lsn(0)
 """PostgreSQL's 0/0: no position. START_REPLICATION from there means: from where the slot was last confirmed."""
+
+
+class Position(NamedTuple):
+    """Where a message lies in the stream: the same whenever it is read again. They sort in the order of the stream."""
+
+    commit_lsn: Lsn
+    """The commit record of its transaction; NOWHERE for rows that are older than the slot, which come first."""
+    ordinal: int
+    """Its number among the messages of that transaction, from 0; the `seq` of a row that is older than the slot."""
+
 
 _TEXT = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 

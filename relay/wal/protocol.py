@@ -4,9 +4,8 @@ Source: PostgreSQL documentation, "Streaming Replication Protocol".
 """
 
 import struct
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay.errors import SourceError
 from relay.wal.lsn import Lsn
@@ -14,9 +13,21 @@ from relay.wal.lsn import Lsn
 EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """PostgreSQL counts its time in microseconds from here."""
 
-_XLOGDATA: Final = struct.Struct(">cQQq")
-_KEEPALIVE: Final = struct.Struct(">cQqB")
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+_XLOGDATA: Final = struct.Struct(">BQQ8x")
+_KEEPALIVE: Final = struct.Struct(">BQ8xB")
+"""Without the time at which they were sent, which nobody needs."""
 _STATUS: Final = struct.Struct(">cQQQqB")
+
+_W: Final = ord("w")
+_K: Final = ord("k")
+
+# The hot path: one frame a row. Looked up once, not for each of them.
+_HEAD_BYTES: Final = _XLOGDATA.size
+_head: Final = _XLOGDATA.unpack_from
+_new: Final = tuple.__new__
+"""Makes a named tuple in half the time of its own constructor, which is Python."""
 
 
 class ProtocolError(SourceError):
@@ -25,9 +36,8 @@ class ProtocolError(SourceError):
     hint = "Please report it, with the versions of PostgreSQL and the relay."
 
 
-@dataclass(frozen=True, slots=True)
-class XLogData:
-    """A piece of the stream: one message of the output plugin."""
+class XLogData(NamedTuple):
+    """A piece of the stream: one message of the output plugin. A named tuple, because there is one a row."""
 
     wal_start: Lsn
     """Where the change lies; 0 for messages that have no place of their own, as Relation has none."""
@@ -35,24 +45,28 @@ class XLogData:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Keepalive:
+class Keepalive(NamedTuple):
     """The server is there, and has sent everything before `wal_end`."""
 
     wal_end: Lsn
     reply_requested: bool
 
 
-def parse_frame(frame: bytes) -> XLogData | Keepalive:
-    """Read one frame. Raises ProtocolError when it is truncated, too long or of an unknown kind."""
-    kind = frame[:1]
-    if kind == b"w" and len(frame) >= _XLOGDATA.size:
-        _, start, end, _sent_at = _XLOGDATA.unpack_from(frame)
-        return XLogData(Lsn(start), Lsn(end), frame[_XLOGDATA.size :])
-    if kind == b"k" and len(frame) == _KEEPALIVE.size:
-        _, end, _sent_at, reply = _KEEPALIVE.unpack(frame)
-        return Keepalive(Lsn(end), bool(reply))
-    raise ProtocolError(f"unexpected frame of {len(frame)} bytes that begins with {kind!r} in the replication stream")
+def parse_frame(frame: memoryview) -> XLogData | Keepalive:
+    """Read one frame; what is kept of it is copied, once.
+
+    Raises ProtocolError when it is truncated, too long or of an unknown kind.
+    """
+    size = len(frame)
+    if size >= _HEAD_BYTES:
+        kind, start, end = _head(frame)
+        if kind == _W:
+            return _new(XLogData, (start, end, frame[_HEAD_BYTES:].tobytes()))
+    elif size == _KEEPALIVE.size and frame[0] == _K:
+        _, end, reply = _KEEPALIVE.unpack(frame)
+        return Keepalive(end, bool(reply))
+    first = frame[:1].tobytes()
+    raise ProtocolError(f"unexpected frame of {size} bytes that begins with {first!r} in the replication stream")
 
 
 def status_frame(flush: Lsn, now: datetime, *, reply_requested: bool = False) -> bytes:
@@ -60,13 +74,13 @@ def status_frame(flush: Lsn, now: datetime, *, reply_requested: bool = False) ->
 
     Written, flushed and applied are one position: the relay stores nothing that it has not settled.
     """
-    micros = (now - EPOCH) // timedelta(microseconds=1)
+    micros = (now - EPOCH) // _MICROSECOND
     return _STATUS.pack(b"r", flush, flush, flush, micros, reply_requested)
 
 
 def to_time(micros: int) -> datetime:
     """A time as PostgreSQL sends it. Raises ProtocolError when it lies outside Python's years."""
     try:
-        return EPOCH + timedelta(microseconds=micros)
+        return EPOCH + micros * _MICROSECOND
     except OverflowError as error:
         raise ProtocolError(f"{micros} microseconds since 2000 is no time that can be told") from error

@@ -36,6 +36,15 @@ class PublicationIncomplete(SourceError):
     """The publication does not contain what the relay captures."""
 
 
+class SynchronousStandby(SourceError):
+    """PostgreSQL counts the relay among its synchronous standbys: every COMMIT would wait for RabbitMQ."""
+
+    hint = (
+        "Name the real standbys in synchronous_standby_names, and neither * nor the relay (its application_name begins "
+        "with saga-relay), and reload."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A logical replication slot, as pg_replication_slots shows it."""
@@ -75,6 +84,21 @@ async def find_slot(connection: AsyncConnection[TupleRow], name: str) -> Slot | 
         return None
     plugin, database, wal_status, confirmed = row
     return Slot(name, plugin, database, wal_status, parse_lsn(confirmed) if confirmed else NOWHERE)
+
+
+async def verify_asynchronous(connection: AsyncConnection[TupleRow], slot: str) -> None:
+    """Raise SynchronousStandby when COMMITs wait, or may come to wait, for whoever streams from the slot.
+
+    `potential` is a standby that takes the place of a synchronous one which is lost.
+    """
+    query: LiteralString = """
+        SELECT application_name, sync_state FROM pg_stat_replication
+        JOIN pg_replication_slots ON active_pid = pid
+        WHERE slot_name = %s AND sync_state IN ('sync', 'potential', 'quorum')
+    """
+    row = await fetch_one(connection, query, (slot,))
+    if row is not None:
+        raise SynchronousStandby(f"PostgreSQL has made {row[0]} a synchronous standby (sync_state {row[1]})")
 
 
 async def drop_slot(connection: AsyncConnection[TupleRow], name: str) -> None:

@@ -40,6 +40,9 @@ class Stream:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._dsn = dsn
+        self._watched: int | None = None
+        self._arrival: asyncio.Future[None] | None = None
+        self._broken: psycopg.Error | None = None
 
     @classmethod
     async def open(cls, dsn: str, *, name: str) -> Self:
@@ -78,14 +81,16 @@ class Stream:
             raise refusal(error, self._dsn) from None
 
     async def read(self) -> list[XLogData | Keepalive]:
-        """The next frames, at least one. Raises SourceAway or SourceError when the stream has ended."""
+        """The next frames, at least one. Raises SourceAway or SourceError when the stream has ended.
+
+        Everything else in the event loop gets its turn first. A call that is cancelled has taken nothing.
+        """
         await asyncio.sleep(0)
-        while not (frames := self._buffered()):
-            await self._readable()
-            try:
-                self._pgconn.consume_input()
-            except psycopg.Error as error:
-                raise refusal(error, self._dsn) from None
+        try:
+            while not (frames := self._take()):
+                await self._arrived()
+        except psycopg.Error as error:
+            raise refusal(error, self._dsn) from None
         return frames
 
     async def report(self, flush: Lsn) -> None:
@@ -95,26 +100,45 @@ class Stream:
             while self._pgconn.flush():
                 await self._writable()
         except psycopg.Error as error:
+            self._unwatch()
+            self._wake()  # whoever reads finds out why
             raise refusal(error, self._dsn) from None
 
     async def close(self) -> None:
         """Hang up. What was reported before is sent; PostgreSQL frees the slot."""
+        self._unwatch()
         await self._connection.close()
 
-    def _buffered(self) -> list[XLogData | Keepalive]:
+    def _take(self) -> list[XLogData | Keepalive]:
+        """The frames that are here, up to a batch: those that libpq holds, and those that wait in the socket.
+
+        Whatever ends the stream is raised when the frames before it have been handed over.
+        """
+        if self._broken is not None:
+            raise self._broken
         frames: list[XLogData | Keepalive] = []
+        next_frame = self._pgconn.get_copy_data
         size_total = 0
+        drained = False
         try:
             while len(frames) < BATCH and size_total < BATCH_BYTES:
-                size, data = self._pgconn.get_copy_data(1)
-                if size == _END_OF_COPY:
+                size, data = next_frame(1)
+                if size > 0:
+                    size_total += size
+                    frames.append(parse_frame(data))
+                    drained = False
+                elif size == _END_OF_COPY:
                     raise self._ended()
-                if size == _WOULD_BLOCK:
+                elif drained:
                     break
-                size_total += size
-                frames.append(parse_frame(bytes(data)))
+                else:
+                    self._pgconn.consume_input()
+                    drained = True
         except psycopg.Error as error:
-            raise refusal(error, self._dsn) from None
+            self._unwatch()
+            if not frames:
+                raise
+            self._broken = error
         return frames
 
     def _ended(self) -> psycopg.Error:
@@ -124,13 +148,40 @@ class Stream:
             return psycopg.errors.error_from_result(result)
         return psycopg.OperationalError("the replication stream has ended")
 
-    async def _readable(self) -> None:
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self._pgconn.socket, ready.set)
+    async def _arrived(self) -> None:
+        """Wait until something has come in."""
+        loop = asyncio.get_running_loop()
+        self._arrival = loop.create_future()
+        if self._watched is None:
+            self._watched = self._pgconn.socket
+            loop.add_reader(self._watched, self._arrive)
+        await self._arrival
+
+    def _arrive(self) -> None:
+        """The socket can be read. While somebody waits for it, it stays registered from one wait to the next.
+
+        It is emptied here, or the loop would call again before the one who waited has had a turn. When nobody waits, it
+        is left alone: what is not read holds the server back, and costs the loop nothing.
+        """
+        if self._arrival is None or self._arrival.done():
+            self._unwatch()
+            return
         try:
-            await ready.wait()
-        finally:
-            loop.remove_reader(self._pgconn.socket)
+            self._pgconn.consume_input()
+        except psycopg.Error as error:
+            self._unwatch()
+            self._broken = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    def _unwatch(self) -> None:
+        """Forget the socket: at once after every error, for libpq may have closed it, and its number is free then."""
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = None
 
     async def _writable(self) -> None:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from pika.frame import Header
 from pika.spec import BasicProperties
 
-from relay.broker.properties import HeaderValue
-from relay.capture.envelope import cloudevents
-from relay.capture.message import Kind, Message
+from relay.broker.properties import HeaderValue, Properties
+from relay.capture.envelope import TIMES, common, varying
+from relay.capture.message import HeadersError, Kind, Message
 
 COMMAND = Message(
     id="0197a0b0-0000-7000-8000-000000000001",
@@ -31,8 +32,22 @@ COMMAND = Message(
 )
 
 
+def envelope(message: Message, source: str) -> Properties:
+    """Both parts of it, as they leave together."""
+    constant, own = common(message, source), varying(message)
+    assert not constant.headers.keys() & own.headers.keys()
+    return replace(
+        constant,
+        message_id=own.message_id,
+        correlation_id=own.correlation_id,
+        reply_to=own.reply_to,
+        timestamp=own.timestamp,
+        headers={**constant.headers, **own.headers},
+    )
+
+
 def test_every_field_has_its_property() -> None:
-    properties = cloudevents(COMMAND, "shop")
+    properties = envelope(COMMAND, "shop")
     assert properties.message_id == COMMAND.id
     assert properties.type == "ReserveCredit"
     assert properties.content_type == "application/json"
@@ -43,7 +58,7 @@ def test_every_field_has_its_property() -> None:
 
 
 def test_the_headers_are_those_of_the_relay_and_those_of_the_row() -> None:
-    assert cloudevents(COMMAND, "shop").headers == {
+    assert envelope(COMMAND, "shop").headers == {
         "ce-id": COMMAND.id,
         "ce-source": "shop",
         "ce-type": "ReserveCredit",
@@ -59,20 +74,20 @@ def test_the_headers_are_those_of_the_relay_and_those_of_the_row() -> None:
 
 
 def test_what_a_message_has_not_is_left_out() -> None:
-    event = replace(
-        COMMAND, kind=Kind.EVENT, correlation_id=None, reply_to=None, causation_id=None, operation=None, headers=b"{}"
+    event = COMMAND._replace(
+        kind=Kind.EVENT, correlation_id=None, reply_to=None, causation_id=None, operation=None, headers=b"{}"
     )
-    properties = cloudevents(event, "shop")
+    properties = envelope(event, "shop")
     assert (properties.correlation_id, properties.reply_to) == (None, None)
     assert set(properties.headers) == {
         "ce-id", "ce-source", "ce-type", "ce-specversion", "ce-partitionkey", "aggregate_type", "aggregate_id",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["ce-id", "ce-source", "aggregate_id", "causation_id", "operation"])
+@pytest.mark.parametrize("name", sorted(envelope(COMMAND, "shop").headers.keys() - {"traceparent", "attempt"}))
 def test_a_row_cannot_replace_the_headers_of_the_relay(name: str) -> None:
-    forged = replace(COMMAND, headers=json.dumps({name: "forged"}).encode())
-    assert cloudevents(forged, "shop").headers[name] != "forged"
+    forged = COMMAND._replace(headers=json.dumps({name: "forged"}).encode())
+    assert envelope(forged, "shop").headers[name] != "forged"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +99,7 @@ def test_a_row_cannot_replace_the_headers_of_the_relay(name: str) -> None:
     ],
 )
 def test_the_timestamp_is_in_whole_seconds(created_at: str, timestamp: int) -> None:
-    assert cloudevents(replace(COMMAND, created_at=created_at), "shop").timestamp == timestamp
+    assert envelope(COMMAND._replace(created_at=created_at), "shop").timestamp == timestamp
 
 
 @pytest.mark.parametrize(
@@ -99,7 +114,51 @@ def test_the_timestamp_is_in_whole_seconds(created_at: str, timestamp: int) -> N
     ],
 )
 def test_a_message_of_a_time_that_amqp_cannot_tell_leaves_without_one(created_at: str) -> None:
-    assert cloudevents(replace(COMMAND, created_at=created_at), "shop").timestamp is None
+    assert envelope(COMMAND._replace(created_at=created_at), "shop").timestamp is None
+
+
+def test_more_times_than_are_remembered_are_told_right() -> None:
+    for second in (*range(2 * TIMES), *range(2 * TIMES)):
+        created_at = str(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=second))
+        assert varying(COMMAND._replace(created_at=created_at)).timestamp == second
+
+
+def test_what_messages_of_a_kind_have_in_common_says_nothing_of_one_of_them() -> None:
+    other = COMMAND._replace(
+        id="0197a0b0-0000-7000-8000-000000000002",
+        aggregate_id="8",
+        correlation_id=None,
+        reply_to=None,
+        causation_id=None,
+        operation=None,
+        headers=b'{"ce-source": "forged", "own": 1}',
+        payload=b"{}",
+        created_at="",
+    )
+    assert common(other, "shop") == common(COMMAND, "shop")
+    assert common(COMMAND, "shop") == Properties(
+        message_id=None,
+        type="ReserveCredit",
+        app_id="shop",
+        headers={"ce-source": "shop", "ce-type": "ReserveCredit", "ce-specversion": "1.0", "aggregate_type": "order"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "complaint"),
+    [
+        (b'{"deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deep"),
+        (b'["no", "object"]', "no JSON object"),
+        (b'{"half', "not JSON in UTF-8"),
+        (b'{"latin": "\xe9"}', "not JSON in UTF-8"),
+    ],
+    ids=["too deep", "a list", "cut off", "another encoding"],
+)
+def test_headers_that_cannot_be_understood_are_refused_with_the_name_of_the_message(
+    headers: bytes, complaint: str
+) -> None:
+    with pytest.raises(HeadersError, match=f"the headers of command ReserveCredit {COMMAND.id} .* {complaint}"):
+        varying(COMMAND._replace(headers=headers))
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -113,9 +172,49 @@ header_values = st.recursive(
 
 @given(st.dictionaries(texts, header_values, max_size=3))
 def test_any_headers_of_a_row_arrive_as_they_were_written(headers: dict[str, HeaderValue]) -> None:
-    the_relays = cloudevents(replace(COMMAND, headers=b"{}"), "shop").headers
-    properties = cloudevents(replace(COMMAND, headers=json.dumps(headers).encode()), "shop")
+    the_relays = envelope(COMMAND._replace(headers=b"{}"), "shop").headers
+    properties = envelope(COMMAND._replace(headers=json.dumps(headers).encode()), "shop")
     assert over_the_wire(dict(properties.headers)) == {**headers, **the_relays}
+
+
+messages = st.builds(
+    Message,
+    id=texts,
+    kind=st.sampled_from(Kind),
+    aggregate_type=texts,
+    aggregate_id=texts,
+    type=texts,
+    destination=st.none() | texts,
+    correlation_id=st.none() | texts,
+    reply_to=st.none() | texts,
+    causation_id=st.none() | texts,
+    operation=st.none() | texts,
+    headers=st.dictionaries(texts | st.sampled_from(["ce-id", "ce-type", "aggregate_type", "operation"]), header_values)
+    .map(json.dumps)
+    .map(str.encode),
+    payload=st.just(b"{}"),
+    created_at=st.datetimes(timezones=st.just(UTC)).map(str),
+)
+
+
+@given(messages, texts)
+def test_both_parts_together_are_the_message(message: Message, source: str) -> None:
+    """CloudEvents, written down once more: the row's headers first, and the relay's over them."""
+    optional = {"causation_id": message.causation_id, "operation": message.operation}
+    properties = envelope(message, source)
+    assert properties.headers == {
+        **json.loads(message.headers),
+        "ce-id": message.id,
+        "ce-source": source,
+        "ce-type": message.type,
+        "ce-specversion": "1.0",
+        "ce-partitionkey": message.aggregate_id,
+        "aggregate_type": message.aggregate_type,
+        "aggregate_id": message.aggregate_id,
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+    assert (properties.message_id, properties.type, properties.app_id) == (message.id, message.type, source)
+    assert (properties.correlation_id, properties.reply_to) == (message.correlation_id, message.reply_to)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +231,7 @@ def test_any_headers_of_a_row_arrive_as_they_were_written(headers: dict[str, Hea
 def test_a_number_for_which_amqp_has_no_exact_type_arrives_as_it_was_written(
     written: bytes, arrived: dict[str, HeaderValue]
 ) -> None:
-    headers = over_the_wire(dict(cloudevents(replace(COMMAND, headers=written), "shop").headers))
+    headers = over_the_wire(dict(envelope(COMMAND._replace(headers=written), "shop").headers))
     assert {name: headers[name] for name in arrived} == arrived
 
 

@@ -1,12 +1,12 @@
 """Rows of the outbox become messages, by the newest description of the table."""
 
-from dataclasses import astuple
+from collections.abc import Mapping
 
 import pytest
 
-from relay.capture.message import Kind, Message
-from relay.capture.outbox import COLUMNS, CaptureError, OutboxCapture, to_message
-from relay.wal.pgoutput import Column, Insert, Relation, Value
+from relay.capture.message import CaptureError, Kind, Message
+from relay.capture.outbox import COLUMNS, REQUIRED, OutboxCapture, to_message
+from relay.wal.pgoutput import Binary, Column, Insert, Relation, Unchanged, Value
 
 OUTBOX = 4001
 
@@ -36,7 +36,7 @@ def outbox(*columns: str, oid: int = OUTBOX, namespace: str = "relay", name: str
     return Relation(oid, namespace, name, "d", tuple(Column(column, False, 25, -1) for column in columns or ROW))
 
 
-def insert(row: dict[str, bytes | None], *columns: str, oid: int = OUTBOX) -> Insert:
+def insert(row: Mapping[str, Value], *columns: str, oid: int = OUTBOX) -> Insert:
     return Insert(oid, tuple(row[column] for column in columns or ROW))
 
 
@@ -127,7 +127,7 @@ def test_an_outbox_without_a_column_is_refused_by_its_name(missing: str) -> None
     assert "relay migrate" in refused.value.hint
 
 
-@pytest.mark.parametrize("column", ["id", "aggregate_type", "aggregate_id", "type", "payload"])
+@pytest.mark.parametrize("column", REQUIRED)
 def test_a_row_without_the_heart_of_a_message_is_refused(capture: OutboxCapture, column: str) -> None:
     with pytest.raises(CaptureError, match="nulls where a message needs values"):
         capture.capture(insert(ROW | {column: None}))
@@ -139,15 +139,43 @@ def test_a_row_of_an_unknown_kind_is_refused(capture: OutboxCapture) -> None:
         capture.capture(insert(ROW | {"kind": b"rumour"}))
 
 
+def test_a_row_whose_other_columns_are_null_is_a_message_all_the_same(capture: OutboxCapture) -> None:
+    """The table does not allow it; whoever changed it gets the defaults of its columns."""
+    message = capture.capture(insert(ROW | {"kind": None, "headers": None, "created_at": None}))
+    assert message is not None
+    assert (message.kind, message.headers, message.created_at) == (Kind.EVENT, b"{}", "")
+
+
+@pytest.mark.parametrize("value", [b"not \xff text", Binary(b"7"), Unchanged.TOAST], ids=["latin", "binary", "absent"])
+@pytest.mark.parametrize("column", [column for column in COLUMNS if column not in ("headers", "payload")])
+def test_a_value_that_is_no_text_is_refused_and_never_guessed(
+    capture: OutboxCapture, column: str, value: Value
+) -> None:
+    with pytest.raises(CaptureError, match=r"not text in UTF-8|of an unknown kind"):
+        capture.capture(insert({**ROW, column: value}))
+
+
+@pytest.mark.parametrize("value", [Binary(b"{}"), Unchanged.TOAST], ids=["binary", "absent"])
+@pytest.mark.parametrize("column", ["headers", "payload"])
+def test_headers_and_a_payload_that_are_no_text_are_refused(capture: OutboxCapture, column: str, value: Value) -> None:
+    with pytest.raises(CaptureError, match="0197a0b0-0000-7000-8000-000000000001 holds values that are not text"):
+        capture.capture(insert({**ROW, column: value}))
+
+
 def test_values_in_the_order_of_columns_make_the_same_message(capture: OutboxCapture) -> None:
     """The rows older than the slot come by SELECT, and nobody sees a difference."""
-    values: list[Value] = [ROW[column] for column in COLUMNS]
+    values = [ROW[column] for column in COLUMNS]
     assert to_message(values) == capture.capture(insert(ROW))
 
 
 def test_the_columns_are_in_the_order_of_the_fields_of_a_message() -> None:
-    assert tuple(Message.__dataclass_fields__) == COLUMNS
-    assert len(astuple(to_message([ROW[column] for column in COLUMNS]))) == len(COLUMNS)
+    assert Message._fields == COLUMNS
+    given = [ROW[column] for column in COLUMNS]
+    assert [as_text(value) for value in to_message(given)] == [as_text(value) for value in given]
+
+
+def as_text(value: str | bytes | None) -> str | None:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def test_a_message_names_itself_without_its_payload(capture: OutboxCapture) -> None:
