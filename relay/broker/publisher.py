@@ -1,39 +1,30 @@
 """Publishing on one channel with pipelined confirms: the only code that publishes."""
 
 import asyncio
-import struct
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Generic, Self, TypeVar, cast
+from itertools import chain
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
-from pika import DeliveryMode
 from pika.channel import Channel as PikaChannel
-from pika.exceptions import AMQPError, ShortStringTooLong, UnsupportedAMQPFieldException
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
 from relay.broker.connection import Channel, Connection
-from relay.broker.properties import Outgoing
-from relay.errors import BrokerAway, BrokerError, ExitCode
+from relay.broker.encoding import Template, Unsendable
+from relay.broker.properties import Varying
+from relay.broker.window import Window
+from relay.errors import BrokerAway
 
-WINDOW: Final = 1000
-"""Messages that may be unconfirmed at once. RabbitMQ's quorum queues get slower when they are flooded with more."""
+__all__ = ["Outcome", "Publisher", "Unsendable"]
 
 WINDOW_BYTES: Final = 8_000_000
 """Bodies that may be unconfirmed at once. One message of any size always goes."""
 
+WRITE_BYTES: Final = 256_000
+"""Frames are collected for a turn of the loop and then written at once, or as soon as they are so many bytes."""
+
 Token = TypeVar("Token")
-
-_DOES_NOT_FIT: Final = (ShortStringTooLong, UnsupportedAMQPFieldException, struct.error, OverflowError, UnicodeError)
-
-
-class Unsendable(BrokerError):
-    """A message cannot be written as AMQP: a name over 255 bytes, or a header that AMQP has no type for."""
-
-    exit_code = ExitCode.FAILURE
-    hint = "Routing keys, types, ids and header names have 255 bytes at most; header numbers have 64 bits."
 
 
 class Outcome(Enum):
@@ -47,11 +38,10 @@ class Outcome(Enum):
     """A queue refused it."""
 
 
-@dataclass(slots=True)
-class _InFlight(Generic[Token]):
+class _InFlight(NamedTuple, Generic[Token]):
     token: Token
-    identity: tuple[str | None, str, str]
-    """Message id, exchange and routing key: messages that have all of them in common share their fate."""
+    template: Template
+    message_id: str
     size: int
     returned: bool = False
 
@@ -62,29 +52,38 @@ class Publisher(Generic[Token]):
     `settled(token, outcome)` is called once for each message, in the order of the broker's confirms, which need not be
     the order of publishing. When the channel closes first, it is not called: what is in flight then may or may not have
     reached a queue, and has to be published again.
+
+    `freed()` is called after the messages of a confirm have been handed to `settled`, and when a broker that was
+    blocked takes messages again: there may be room. Neither callback is called out of `publish`.
     """
 
-    def __init__(self, channel: Channel, settled: Callable[[Token, Outcome], None], window: int = WINDOW) -> None:
+    def __init__(self, channel: Channel, settled: Callable[[Token, Outcome], None], freed: Callable[[], None]) -> None:
         self._channel = channel
+        self._connection = channel.connection
         self._settled = settled
-        self._window = window
-        self._tag = 0
+        self._freed = freed
+        self._loop = asyncio.get_running_loop()
+        self._window = Window(self._loop.time)
+        self._newest = 0  # the delivery tag of the last message
+        self._oldest = 1  # all before this tag are settled
+        self._in_flight: dict[int, _InFlight[Token]] = {}
         self._bytes = 0
-        self._in_flight: OrderedDict[int, _InFlight[Token]] = OrderedDict()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._drained = asyncio.Event()
-        self._drained.set()
+        self._last_returned = 0
+        self._frames: list[bytes] = []
+        self._frames_bytes = 0
 
     @classmethod
     async def open(
-        cls, connection: Connection, settled: Callable[[Token, Outcome], None], window: int = WINDOW
+        cls, connection: Connection, settled: Callable[[Token, Outcome], None], freed: Callable[[], None]
     ) -> Self:
         """Open a channel in confirm mode. Raises BrokerAway when the connection is lost meanwhile."""
         channel = await connection.channel()
-        publisher = cls(channel, settled, window)
+        publisher = cls(channel, settled, freed)
         channel.raw.add_on_return_callback(publisher._on_return)
         await channel.call(channel.raw.confirm_delivery, publisher._on_confirm)
+        channel.publishing = True
+        unwatch = connection.on_blocking(publisher._on_blocking)
+        channel.closed.add_done_callback(lambda _: unwatch())
         return publisher
 
     @property
@@ -99,76 +98,90 @@ class Publisher(Generic[Token]):
 
     @property
     def has_room(self) -> bool:
-        """Whether `publish` may be called."""
-        return len(self._in_flight) < self._window and self._bytes < WINDOW_BYTES
+        """Whether `publish` may be called: not while the window or its bytes are full, or the broker is blocked."""
+        return (
+            len(self._in_flight) < self._window.limit
+            and self._bytes < WINDOW_BYTES
+            and self._connection.blocked is None
+        )
 
-    async def room(self) -> None:
-        """Wait until the window has room."""
-        await self._room.wait()
+    def unsettled(self) -> list[Token]:
+        """What is in flight, in the order of publishing. After a loss it is what has to be published again."""
+        return [waiting.token for waiting in self._in_flight.values()]
 
-    async def drained(self) -> None:
-        """Wait until nothing is in flight."""
-        await self._drained.wait()
-
-    def publish(self, message: Outgoing, token: Token) -> None:
+    def publish(self, template: Template, varying: Varying, body: bytes, token: Token) -> None:
         """Hand a message to the broker. The caller has seen to it that there is room.
 
-        Raises Unsendable when it does not fit into AMQP, BrokerAway when the channel is gone.
+        Raises Unsendable when it cannot be written as AMQP, and BrokerAway when the channel is gone; neither leaves a
+        trace. What is published in one turn of the loop leaves at its end.
         """
-        try:
-            self._channel.raw.basic_publish(
-                message.exchange, message.routing_key, message.body, _amqp(message), mandatory=True
-            )
-        except _DOES_NOT_FIT as error:  # pika encodes all of a message before it sends any of it
-            raise Unsendable(f"message {message.properties.message_id} does not fit into AMQP: {error!r}") from None
-        except AMQPError as error:
-            raise BrokerAway(f"RabbitMQ at {self._channel.where}: {error}") from error
-        self._tag += 1
-        identity = (message.properties.message_id, message.exchange, message.routing_key)
-        self._in_flight[self._tag] = _InFlight(token, identity, len(message.body))
-        self._bytes += len(message.body)
-        self._drained.clear()
-        if not self.has_room:
-            self._room.clear()
+        channel = self._channel
+        if channel.closed.done():
+            raise BrokerAway(f"RabbitMQ at {channel.where}: the channel is closed")
+        frames = template.encode(varying, body, channel.number, channel.frame_max)
+        self._newest += 1
+        size = len(body)
+        self._in_flight[self._newest] = _InFlight(token, template, varying.message_id, size)
+        self._bytes += size
+        if not self._frames:
+            self._loop.call_soon(self._write)
+        self._frames.append(frames)
+        self._frames_bytes += len(frames)
+        if self._frames_bytes >= WRITE_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        """Write what has been collected; often it has been written already when the turn of the loop is over."""
+        if self._frames:
+            frames, self._frames, self._frames_bytes = self._frames, [], 0
+            self._connection.send(frames)
+            self._window.sent(self._newest, len(self._in_flight))
+
+    def _on_blocking(self) -> None:
+        self._window.interrupted()
+        if self._connection.blocked is None:
+            self._freed()
 
     def _on_return(self, _: PikaChannel, returned: Basic.Return, properties: BasicProperties, __: bytes) -> None:
-        """The broker returns a message before it confirms it. The oldest such one that is not yet marked is meant."""
-        identity = (properties.message_id, returned.exchange, returned.routing_key)
-        for waiting in self._in_flight.values():
-            if waiting.identity == identity and not waiting.returned:
-                waiting.returned = True
+        """The broker returns a message before it confirms it, and returns them in the order of publishing.
+
+        What it returns has no delivery tag. The next such message after the last one that came back is meant.
+        """
+        following = max(self._oldest, self._last_returned + 1)
+        for tag in chain(range(following, self._newest + 1), range(self._oldest, following)):
+            waiting = self._in_flight.get(tag)
+            if (
+                waiting is not None
+                and not waiting.returned
+                and waiting.message_id == properties.message_id
+                and waiting.template.routing_key == returned.routing_key
+                and waiting.template.exchange == returned.exchange
+            ):
+                self._in_flight[tag] = waiting._replace(returned=True)
+                self._last_returned = tag
                 return
 
     def _on_confirm(self, frame: Method[Any]) -> None:
         """Confirms come out of order, and one may stand for all before it."""
+        if self._channel.closed.done():
+            return
         tag = frame.method.delivery_tag
-        nacked = isinstance(frame.method, Basic.Nack)
+        outcome = Outcome.NACKED if isinstance(frame.method, Basic.Nack) else Outcome.CONFIRMED
         if frame.method.multiple:
-            while self._in_flight and (oldest := next(iter(self._in_flight))) <= tag:
-                self._settle(self._in_flight.pop(oldest), nacked)
-        elif waiting := self._in_flight.pop(tag, None):
-            self._settle(waiting, nacked)
-        if self.has_room:
-            self._room.set()
-        if not self._in_flight:
-            self._drained.set()
+            for one in range(self._oldest, min(tag, self._newest) + 1):
+                self._settle(one, outcome)
+        else:
+            self._settle(tag, outcome)
+        while self._oldest <= self._newest and self._oldest not in self._in_flight:
+            self._oldest += 1
+        self._window.settled(self._oldest)
+        self._freed()
 
-    def _settle(self, waiting: _InFlight[Token], nacked: bool) -> None:
+    def _settle(self, tag: int, outcome: Outcome) -> None:
+        waiting = self._in_flight.pop(tag, None)
+        if waiting is None:
+            return
         self._bytes -= waiting.size
-        outcome = Outcome.NACKED if nacked else Outcome.RETURNED if waiting.returned else Outcome.CONFIRMED
+        if waiting.returned and outcome is Outcome.CONFIRMED:
+            outcome = Outcome.RETURNED
         self._settled(waiting.token, outcome)
-
-
-def _amqp(message: Outgoing) -> BasicProperties:
-    properties = message.properties
-    return BasicProperties(
-        message_id=properties.message_id,
-        type=properties.type,
-        content_type=properties.content_type,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        timestamp=properties.timestamp,
-        app_id=properties.app_id,
-        headers=cast(dict[str, Any], properties.headers),
-        delivery_mode=DeliveryMode.Persistent.value,
-    )

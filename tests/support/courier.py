@@ -1,6 +1,7 @@
 """The relay's stand-in for tests of the library: it carries outbox rows to the broker, when it is told to."""
 
 import asyncio
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 
 from relay.broker.connection import Channel, Connection
 from relay.broker.consumer import Consumer
+from relay.broker.encoding import Template
 from relay.broker.properties import (
     AGGREGATE_ID,
     AGGREGATE_TYPE,
@@ -19,8 +21,8 @@ from relay.broker.properties import (
     REPLIES,
     Delivery,
     HeaderValue,
-    Outgoing,
     Properties,
+    Varying,
 )
 from relay.broker.publisher import Outcome, Publisher
 from relay.broker.topology import ServiceQueue, declare_service
@@ -35,6 +37,25 @@ ROWS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message as it is handed to the broker: where to, what about it, and its body, byte for byte."""
+
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+
+    @property
+    def template(self) -> Template:
+        return Template(self.exchange, self.routing_key, self.properties)
+
+    @property
+    def varying(self) -> Varying:
+        said = self.properties
+        return Varying(said.message_id or "", said.correlation_id, said.reply_to, said.timestamp, {})
+
+
 class Courier:
     """Publishes with all rights in the virtual host."""
 
@@ -45,7 +66,7 @@ class Courier:
     async def __aenter__(self) -> Self:
         self._connection = await Connection.open(self._url, name="courier")
         self._publisher: Publisher[asyncio.Future[Outcome]] = await Publisher.open(
-            self._connection, lambda waiting, outcome: waiting.set_result(outcome)
+            self._connection, lambda waiting, outcome: waiting.set_result(outcome), lambda: None
         )
         return self
 
@@ -64,7 +85,7 @@ class Courier:
     async def publish(self, message: Outgoing) -> None:
         """Publish, and wait until a queue has it."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._publisher.publish(message, outcome)
+        self._publisher.publish(message.template, message.varying, message.body, outcome)
         async with asyncio.timeout(WAIT_S):
             assert await outcome is Outcome.CONFIRMED
 
