@@ -4,19 +4,26 @@ import asyncio
 from functools import partial
 
 from relay.config import Settings
+from relay.daemon.http import Http
 from relay.daemon.session import Session
+from relay.daemon.status import SourceStatus
 from relay.daemon.supervisor import Supervisor
 from relay.errors import ConfigError, ExitCode
 
 
 def run(settings: Settings) -> ExitCode:
     """Run the relay until it is told to stop."""
-    if settings.broker is None:
+    broker = settings.broker
+    if broker is None:
         raise ConfigError("broker.url is missing")
-    url = settings.broker.url.get_secret_value()
-    sources = {source.name: partial(Session, source, url) for source in settings.source}
+    statuses = [SourceStatus(source.name) for source in settings.source]
+    sources = [
+        (status, partial(Session, source, broker, status))
+        for source, status in zip(settings.source, statuses, strict=True)
+    ]
 
     async def supervise() -> ExitCode:
-        return await Supervisor(sources).run()
+        async with Http(settings.http.listen, statuses):
+            return await Supervisor(sources).run()
 
     return asyncio.run(supervise())

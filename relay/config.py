@@ -4,14 +4,25 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import psycopg
 from pika import URLParameters
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -32,6 +43,45 @@ _SLOT: Final = re.compile(r"[a-z0-9_]{1,63}")
 ENV_PREFIX: Final = "RELAY_"
 
 
+_DURATION: Final = re.compile(r"(\d+)([smhd])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _duration(given: Any) -> Any:
+    """Read `90s`, `30m`, `12h` or `7d`."""
+    found = _DURATION.fullmatch(given) if isinstance(given, str) else None
+    if found is None:
+        raise ValueError("should be a time like 90s, 30m, 12h or 7d")
+    try:
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError:
+        raise ValueError("should be less than a billion days") from None
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+"""A time as people write it: a number and one of s, m, h, d."""
+
+
+class OnUnroutable(StrEnum):
+    """What becomes of a message that no queue is bound for."""
+
+    PARK = "park"
+    """It is set aside, and with it what comes later of its aggregate, kind and destination."""
+    IGNORE = "ignore"
+    """It is counted, and dropped."""
+    STOP = "stop"
+    """The source stops."""
+
+
+class Ordering(StrEnum):
+    """How much of the order of an aggregate's messages pipelining may cost."""
+
+    PIPELINED = "pipelined"
+    """Any number are unconfirmed. After a negative confirm a successor may already have arrived."""
+    STRICT = "strict"
+    """At most one of an aggregate is unconfirmed."""
+
+
 class Frozen(BaseModel):
     """A part of the tree."""
 
@@ -42,6 +92,10 @@ class BrokerSettings(Frozen):
     """`[broker]`: the RabbitMQ that messages go to."""
 
     url: SecretStr
+    max_message_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    """A body over this is parked. RabbitMQ closes the channel over one that is larger than its own max_message_size."""
+    on_unroutable: Mapping[str, OnUnroutable] = Field(default_factory=dict)
+    """By kind of message (event, command, reply), or by type, which comes first."""
 
     @field_validator("url")
     @classmethod
@@ -58,6 +112,24 @@ class BrokerSettings(Frozen):
         return url
 
 
+_LISTEN: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):(\d{1,5})")
+
+
+class HttpSettings(Frozen):
+    """`[http]`: where the relay answers /healthz and /readyz."""
+
+    listen: str = "127.0.0.1:8088"
+    """Host and port, nothing to be off."""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, listen: str) -> str:
+        found = _LISTEN.fullmatch(listen)
+        if listen and (found is None or int(found[2]) > 65535):
+            raise ValueError('should look like 127.0.0.1:8088 or [::1]:8088, or be "" to be off')
+        return listen
+
+
 class SourceSettings(Frozen):
     """`[[source]]`: a database whose outbox is published. The name defaults to the database's."""
 
@@ -65,6 +137,18 @@ class SourceSettings(Frozen):
     dsn: SecretStr
     slot: str
     publication: str
+    ordering: Ordering = Ordering.PIPELINED
+    outbox_retention: Duration = timedelta(days=7)
+    """How long published rows stay in the outbox."""
+    parked_limit: int = Field(default=10_000, gt=0)
+    """The source stops rather than park more messages than this."""
+
+    @field_validator("outbox_retention")
+    @classmethod
+    def _is_some_time(cls, retention: timedelta) -> timedelta:
+        if retention <= timedelta():
+            raise ValueError("should be longer than nothing")
+        return retention
 
     @model_validator(mode="before")
     @classmethod
@@ -126,6 +210,7 @@ class Settings(BaseSettings):
     )
 
     broker: BrokerSettings | None = None
+    http: HttpSettings = HttpSettings()
     source: tuple[SourceSettings, ...]
 
     @field_validator("source", mode="before")

@@ -63,13 +63,14 @@ class SourceLog:
         self._fields = {"source": source, "slot": slot}
         self._logger = logging.getLogger("relay.source")
 
-    def info(self, action: str, words: str) -> None:
-        """Something happened as it should."""
-        self._say(logging.INFO, action, words)
+    def info(self, action: str, words: str, **fields: object) -> None:
+        """Something happened as it should. `fields` are for machines, beside the words."""
+        self._say(logging.INFO, action, words, fields)
 
-    def warning(self, action: str, words: str) -> None:
+    def warning(self, action: str, words: str, **fields: object) -> None:
         """Somebody should have a look."""
-        self._say(logging.WARNING, action, words)
+        self._say(logging.WARNING, action, words, fields)
 
-    def _say(self, level: int, action: str, words: str) -> None:
-        self._logger.log(level, "%s: %s", self._fields["source"], words, extra={"action": action, **self._fields})
+    def _say(self, level: int, action: str, words: str, fields: dict[str, object]) -> None:
+        extra = {"action": action, **self._fields, **fields}
+        self._logger.log(level, "%s: %s", self._fields["source"], words, extra=extra)

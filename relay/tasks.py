@@ -1,13 +1,17 @@
 """Ending tasks for certain."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
 Result = TypeVar("Result")
 
 AGAIN_S: Final = 1.0
 """How long a task may take to clean up after its cancellation, unless it is known to need more."""
+
+HANG_UP_S: Final = 15.0
+"""How long tasks that run beside some work may take to hang up on a server."""
 
 
 async def undisturbed(work: Awaitable[Result]) -> Result:
@@ -39,3 +43,36 @@ async def end(*tasks: "asyncio.Future[Any]", again_s: float = AGAIN_S) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=again_s)
+
+
+class Beside:
+    """Tasks that run beside some work. When one of them fails, so does the work; all of them end with it."""
+
+    def __init__(self, *work: Coroutine[Any, Any, None]) -> None:
+        self._tasks = {asyncio.ensure_future(one) for one in work}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await end(*self._tasks, again_s=HANG_UP_S)
+
+    def add(self, *work: Coroutine[Any, Any, None]) -> None:
+        """Let more run beside."""
+        self._tasks |= {asyncio.ensure_future(one) for one in work}
+
+    async def do(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do some work; raises at once what one of the tasks raises."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                beside = {one for one in self._tasks if not one.done()}
+                await asyncio.wait({task, *beside}, return_when=asyncio.FIRST_COMPLETED)
+                for one in beside:
+                    if one.done():
+                        one.result()
+            return task.result()
+        finally:
+            await end(task)

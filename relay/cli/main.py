@@ -8,6 +8,7 @@ from relay import __version__
 from relay.cli.demo import demo
 from relay.cli.lag import lag
 from relay.cli.migrate import migrate
+from relay.cli.parked import parked
 from relay.cli.run import run
 from relay.errors import ExitCode, RelayError
 
@@ -21,7 +22,7 @@ def cli() -> None:
     """
 
 
-for verb in (run, lag, migrate, demo):
+for verb in (run, lag, parked, migrate, demo):
     cli.add_command(verb)
 
 

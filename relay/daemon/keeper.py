@@ -1,5 +1,6 @@
-"""Keeps relay.checkpoint up to date while a source streams."""
+"""What a source sees to on its SQL connection while it streams: the checkpoint, its standing, and who calls."""
 
+import time
 from datetime import datetime
 from typing import Final
 
@@ -7,33 +8,50 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from relay.daemon.outlet import Outlet
+from relay.daemon.parking import Parking
 from relay.daemon.progress import Progress
 from relay.wal.checkpoint import write_progress
 from relay.wal.connection import listen
+from relay.wal.slot import verify_asynchronous
 
 CHECKPOINT_EVERY_S: Final = 1.0
 """How often relay.checkpoint is written while there is traffic."""
 
+VERIFY_EVERY_S: Final = 5.0
+"""How often it is looked whether PostgreSQL has made the relay a synchronous standby."""
 
-class CheckpointKeeper:
+
+class Keeper:
     """Writes relay.checkpoint while there is traffic, and only then: an idle relay writes no WAL of its own."""
 
-    def __init__(self, control: AsyncConnection[TupleRow], slot: str, outlet: Outlet, progress: Progress) -> None:
+    def __init__(
+        self, control: AsyncConnection[TupleRow], slot: str, outlet: Outlet, progress: Progress, parking: Parking
+    ) -> None:
         self._control = control
         self._slot = slot
         self._outlet = outlet
         self._progress = progress
+        self._parking = parking
         self._written: tuple[int, datetime | None] | None = None  # what the session before this one wrote is stale
+        self._verified_at = 0.0
 
     async def run(self) -> None:
         """Write every CHECKPOINT_EVERY_S, until cancelled or until the connection ends.
 
         The connection is listened to all the while: it is the one that PostgreSQL closes when it is told to shut down,
-        whereas it would wait for the replication connection as long as that answers.
+        whereas it would wait for the replication connection as long as that answers. Raises SynchronousStandby.
         """
         while True:
-            await listen(self._control, CHECKPOINT_EVERY_S)
+            if await listen(self._control, CHECKPOINT_EVERY_S):
+                self._parking.wake()
+            if time.monotonic() - self._verified_at > VERIFY_EVERY_S:
+                await self.verify()
             await self.write_news()
+
+    async def verify(self) -> None:
+        """Raise SynchronousStandby when PostgreSQL lets every COMMIT wait for the relay."""
+        await verify_asynchronous(self._control, self._slot)
+        self._verified_at = time.monotonic()
 
     async def write_news(self) -> None:
         """Write what has changed since the last time: also that time has passed while something is outstanding."""

@@ -1,133 +1,298 @@
-"""Where the messages of a source leave: enveloped, routed, published, and their outcomes judged."""
+"""Where the messages of a source leave: held to their order, published, and judged by what the broker says of them."""
 
 import asyncio
-import logging
-from collections import Counter
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final
 
-from relay.broker.connection import Connection
-from relay.broker.properties import Outgoing
-from relay.broker.publisher import Outcome, Publisher
-from relay.capture.envelope import cloudevents
-from relay.capture.message import Kind, Message
-from relay.capture.routing import route
-from relay.errors import BrokerError, RelayError
+from relay.broker.connection import Disrupted
+from relay.broker.publisher import Outcome, Unsendable
+from relay.capture.message import HeadersError, Kind, Lane, Message
+from relay.config import BrokerSettings, OnUnroutable, Ordering, SourceSettings
+from relay.daemon.lines import Lines
+from relay.daemon.parking import Parking
+from relay.daemon.progress import Transaction
+from relay.daemon.sending import Replay, Replays, Routes, Sending
+from relay.daemon.status import SourceStatus
+from relay.daemon.uplink import Callbacks, Uplink
+from relay.errors import RelayError
+from relay.log import SourceLog
+from relay.parking.index import Reason, Refusal, Verdict
 from relay.tasks import end
+from relay.wal.lsn import Position
 
-log = logging.getLogger(__name__)
+HOLD: Final = 1000
+HOLD_BYTES: Final = 8_000_000
+"""Messages that may wait for another of their aggregate, and their bodies; then reading stops."""
 
-Result = TypeVar("Result")
+REFUSALS: Final = 8
+"""How often a queue may refuse a message before it is parked: for about five seconds."""
+
+RETRY_FIRST_S: Final = 0.05
+RETRY_CAP_S: Final = 2.0
+"""Waits before a refused message is tried again; each is twice the one before it."""
+
+HANG_UP_S: Final = 6.0
+"""How long the broker may take to say goodbye when the source ends."""
+
+DEFAULT_POLICIES: Final[dict[str, OnUnroutable]] = {
+    Kind.EVENT: OnUnroutable.IGNORE,
+    Kind.COMMAND: OnUnroutable.PARK,
+    Kind.REPLY: OnUnroutable.PARK,
+}
+"""What becomes of a message that no queue is bound for, unless [broker.on_unroutable] says otherwise."""
 
 
 class Unheard(RelayError):
-    """A command or a reply was returned: no queue is bound where it is addressed to."""
+    """A message was returned: no queue is bound where it is addressed to, and the source is set to stop then."""
 
     hint = (
-        "Start the service that it is addressed to, which declares its queue, and then the relay again: "
-        "it begins with this message."
+        "Bind a queue there, or start the service that it is addressed to, which declares its queue; then the relay "
+        "again: it begins with this message. Or let such messages be parked: [broker.on_unroutable]."
     )
 
 
-class Refused(RelayError):
-    """A queue refused a message (a negative confirm)."""
-
-    hint = "Look for a queue with a length limit that rejects. The relay begins with this message when it starts again."
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What is kept of a message while it is in flight: not its body."""
-
-    what: str
-    kind: Kind
-    exchange: str
-    routing_key: str
-    settled: Callable[[], None]
-
-
 class Outlet:
-    """The one way out of a source. Messages leave in the order of the calls.
+    """The one way out of a source. Messages leave in the order of the calls, as far as that is promised.
 
-    `failed` is resolved with the reason when a message cannot be delivered and the source has to stop; that message,
-    and with it the LSN, stays unsettled. An event that nobody listens to is settled: counted, and logged once a route.
+    Each is settled once: confirmed by a queue, ignored as an event that nobody listens to, or parked for good. `run`
+    raises what stops the source; whatever is not settled by then, and with it the LSN, stays so.
     """
 
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._publisher: Publisher[_Sent]
-        self.failed: asyncio.Future[RelayError] = asyncio.get_running_loop().create_future()
+    def __init__(
+        self, source: SourceSettings, broker: BrokerSettings, parking: Parking, status: SourceStatus, log: SourceLog
+    ) -> None:
+        self._parking = parking
+        self._index = parking.index
+        self._status = status
+        self._log = log
+        self._max_message_bytes = broker.max_message_bytes
+        self._routes = Routes(source.name, DEFAULT_POLICIES | dict(broker.on_unroutable))
+        self._lines = Lines(strict=source.ordering is Ordering.STRICT)
+        self._released: deque[Sending] = deque()
+        self._releasing = False
+        self._replays: dict[Lane, Replays] = {}
+        callbacks = Callbacks(self._judge, self._unsendable, self._held, self._lost, self.changed)
+        self._uplink = Uplink(broker.url.get_secret_value(), f"saga-relay {source.name}", callbacks, status, log)
+        self._changed = asyncio.Event()
+        self._failed: asyncio.Future[RelayError] = asyncio.get_running_loop().create_future()
         self.published = 0
-        self.unheard: Counter[str] = Counter()
-
-    @classmethod
-    async def open(cls, connection: Connection, source: str) -> Self:
-        """Open a channel for the source. Raises BrokerAway."""
-        outlet = cls(source)
-        outlet._publisher = await Publisher.open(connection, outlet._judge)
-        return outlet
-
-    @property
-    def closed(self) -> "asyncio.Future[BrokerError]":
-        """Resolved with the reason once nothing can leave here any more."""
-        return self._publisher.channel.closed
 
     @property
     def in_flight(self) -> int:
-        """Messages that are published and not yet settled."""
-        return self._publisher.in_flight
+        """Messages that were handed over and are not yet settled, but for those that are being parked."""
+        return self._uplink.in_flight + self._lines.held
 
-    async def publish(self, message: Message, settled: Callable[[], None]) -> None:
-        """Publish a message as soon as there is room; `settled` is called when nothing more needs to be done for it.
+    @property
+    def has_room(self) -> bool:
+        """Whether `publish` may be called."""
+        lines = self._lines
+        return self._uplink.has_room and lines.held < HOLD and lines.held_bytes < HOLD_BYTES and self._parking.has_room
 
-        Raises BrokerAway, or BrokerError when the message cannot be sent as it is.
-        """
-        exchange, routing_key = route(message)
-        outgoing = Outgoing(exchange, routing_key, cloudevents(message, self._source), message.payload)
-        if not self._publisher.has_room:
-            await self._publisher.room()
-        self._publisher.publish(outgoing, _Sent(str(message), message.kind, exchange, routing_key, settled))
-        self.published += 1
+    async def room(self) -> None:
+        """Wait until there is room: for as long as the broker is away, if need be."""
+        while not self.has_room:
+            await self._change()
 
-    async def drained(self) -> None:
-        """Wait until nothing is in flight."""
-        await self._publisher.drained()
+    async def connected(self) -> None:
+        """Wait until the broker has been reached."""
+        while not self._uplink.connected:
+            await self._change()
 
-    async def guard(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do some work while this is open; raise what closed it, or what failed, as soon as that happens."""
-        task = asyncio.ensure_future(work)
+    async def settled(self) -> None:
+        """Wait until everything is settled: for as long as the broker is away, if need be."""
+        while self.in_flight or self._parking.pending:
+            await self._change()
+
+    async def backlog_settled(self) -> None:
+        """Wait until the rows that are older than the slot are settled, of which none comes again."""
+        await self.settled()
+        self._parking.backlog_done()
+
+    async def disconnected(self) -> None:
+        """Wait until the broker is away."""
+        while self._uplink.connected:
+            await self._change()
+
+    async def run(self) -> None:
+        """Keep connected to the broker. Runs until cancelled; raises what stops the source."""
+        uplink = asyncio.ensure_future(self._uplink.run())
         try:
-            futures: set[asyncio.Future[Any]] = {task, self.failed, self.closed}
+            futures: set[asyncio.Future[Any]] = {uplink, self._failed}
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-            for trouble in (self.failed, self.closed):
-                if trouble.done():
-                    raise trouble.result()
-            return await task
+            if self._failed.done():
+                raise self._failed.result()
+            uplink.result()
         finally:
-            await end(task)
+            await end(uplink, again_s=HANG_UP_S)
 
-    def _judge(self, sent: _Sent, outcome: Outcome) -> None:
-        if outcome is Outcome.NACKED:
-            self._fail(Refused(f"{sent.what} was refused by a queue behind exchange {sent.exchange}"))
-        elif outcome is Outcome.RETURNED and sent.kind is not Kind.EVENT:
-            where = f"exchange {sent.exchange} with routing key {sent.routing_key!r}"
-            self._fail(Unheard(f"{sent.what} was returned: no queue is bound to {where}"))
+    def publish(self, message: Message, transaction: Transaction, ordinal: int) -> None:
+        """Take a message over; it is settled with its transaction. To be called when there is room."""
+        self.published += 1
+        if not self._index.empty and self._seen_to(message, transaction, ordinal):
+            return
+        try:
+            route = self._routes.of(message)
+        except Unsendable as error:
+            position = Position(transaction.commit_lsn, ordinal)
+            self._parking.park(message, position, Reason(error.flaw), str(error), transaction.settle)
+            return
+        sending = Sending(message, route, transaction, ordinal)
+        if len(message.payload) > self._max_message_bytes:
+            detail = f"its body has {len(message.payload)} bytes, and max_message_bytes is {self._max_message_bytes}"
+            self._park(sending, Refusal(Reason.TOO_LARGE, detail))
+        elif self._lines.enter(sending):
+            self._uplink.send(sending)
+
+    async def replay(self, message: Message, position: Position) -> Refusal | None:
+        """Publish a parked message under its own id; None when a queue has it, else why it stays parked.
+
+        May be called for several messages of a lane at once, in their order: once one is refused, so are those after it
+        that have not left yet.
+        """
+        try:
+            route = self._routes.of(message)
+        except Unsendable as error:
+            return Refusal(Reason(error.flaw), str(error))
+        if len(message.payload) > self._max_message_bytes:
+            return Refusal(Reason.TOO_LARGE, f"its body has {len(message.payload)} bytes")
+        lane = message.lane
+        replays = self._replays.setdefault(lane, Replays())
+        replays.pending += 1
+        replay = Replay(position, replays, asyncio.get_running_loop().create_future())
+        try:
+            sending = Sending(message, route, replay, position.ordinal)
+            if self._lines.enter(sending):
+                self._release([sending])
+            return await replay.answer
+        finally:
+            replays.pending -= 1
+            if not replays.pending:
+                self._replays.pop(lane, None)
+
+    async def _change(self) -> None:
+        """Wait until something may have changed. Several may wait: each looks for itself."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def changed(self) -> None:
+        """There may be room now, or everything settled, or the broker gone: whoever waits for it looks again."""
+        self._status.in_flight = self.in_flight
+        self._status.parked = self._index.count
+        self._changed.set()
+
+    def _seen_to(self, message: Message, transaction: Transaction, ordinal: int) -> bool:
+        """Whether the message needs no publishing: it is parked behind others, or was parked or replayed before."""
+        position, lane = Position(transaction.commit_lsn, ordinal), message.lane
+        verdict = self._index.verdict(position, lane)
+        if verdict is Verdict.SKIP:
+            transaction.settle()
+        elif verdict is Verdict.PARK:
+            refusal = self._behind(lane)
+            self._parking.park(message, position, refusal.reason, refusal.detail, transaction.settle)
+        return verdict is not Verdict.PUBLISH
+
+    def _behind(self, lane: Lane) -> Refusal:
+        """Those that wait carry the reason of the first of their lane."""
+        reason = self._index.reason(lane) or Reason.UNROUTABLE
+        return Refusal(reason, "it waits behind a parked message of the same aggregate")
+
+    def _judge(self, sending: Sending, outcome: Outcome) -> None:
+        route = sending.route
+        if outcome is Outcome.CONFIRMED:
+            if not route.proven or route.refusing:
+                route.prove()
+            self._settle(sending)
+        elif outcome is Outcome.NACKED:
+            self._refuse(sending)
         else:
-            if outcome is Outcome.RETURNED:
-                self._count_unheard(sent)
-            sent.settled()
+            self._return(sending)
 
-    def _count_unheard(self, sent: _Sent) -> None:
-        self.unheard[sent.routing_key] += 1
-        if self.unheard[sent.routing_key] == 1:
-            log.warning(
-                "nobody listens to %s on exchange %s: such events are counted and dropped",
-                sent.routing_key,
-                sent.exchange,
-                extra={"action": "event_unheard", "source": self._source, "routing_key": sent.routing_key},
-            )
+    def _return(self, sending: Sending) -> None:
+        """The message came back: no queue is bound for it."""
+        route = sending.route
+        route.doubt()
+        where = f"exchange {route.template.exchange} with routing key {route.template.routing_key!r}"
+        if route.policy is OnUnroutable.PARK:
+            self._park(sending, Refusal(Reason.UNROUTABLE, f"no queue is bound to {where}"))
+        elif route.policy is OnUnroutable.STOP:
+            self._fail(Unheard(f"{sending.message} was returned: no queue is bound to {where}"))
+        else:
+            if self._status.nobody_heard(route.template.routing_key):
+                words = f"nobody listens on {where}: such messages are counted and dropped"
+                self._log.warning("event_unheard", words, routing_key=route.template.routing_key)
+            self._settle(sending)
+
+    def _refuse(self, sending: Sending) -> None:
+        """A queue refused the message: try again, for a while."""
+        sending.refusals += 1
+        route = sending.route
+        if sending.refusals >= REFUSALS or route.refusing:
+            route.refusing = True
+            times = f"{sending.refusals} times" if sending.refusals > 1 else "as it did with the messages before it"
+            detail = f"a queue behind exchange {route.template.exchange} has refused it {times}"
+            self._park(sending, Refusal(Reason.NACKED, detail))
+        elif self._lines.again(sending):
+            delay_s = min(RETRY_CAP_S, RETRY_FIRST_S * 2 ** (sending.refusals - 1))
+            asyncio.get_running_loop().call_later(delay_s, self._retry, sending)
+
+    def _retry(self, sending: Sending) -> None:
+        if self._lines.retry(sending):
+            self._release([sending])
+
+    def _unsendable(self, sending: Sending, error: Unsendable | HeadersError | Disrupted) -> None:
+        reason = Reason.UNENCODABLE
+        if isinstance(error, Unsendable):
+            reason = Reason(error.flaw)
+        elif isinstance(error, Disrupted) and error.too_large:
+            reason = Reason.TOO_LARGE
+        self._park(sending, Refusal(reason, str(error)))
+
+    def _settle(self, sending: Sending) -> None:
+        """Nothing more needs to be done for the message."""
+        sending.origin.settle()
+        self._release(self._lines.leave(sending))
+
+    def _park(self, sending: Sending, refusal: Refusal) -> None:
+        """Set a message aside; a replay stays where it is."""
+        self._uplink.forget(sending)
+        origin = sending.origin
+        if isinstance(origin, Replay):
+            origin.settle(refusal)
+        else:
+            self._parking.park(sending.message, sending.position, refusal.reason, refusal.detail, origin.settle)
+        self._release(self._lines.leave(sending))
+
+    def _release(self, sendings: Iterable[Sending]) -> None:
+        """Let messages leave which waited for others. Those that this lets leave in turn follow them, in one loop."""
+        self._released.extend(sendings)
+        if self._releasing:
+            return
+        self._releasing = True
+        while self._released:
+            sending = self._released.popleft()
+            if not self._held(sending):
+                self._uplink.send(sending)
+        self._releasing = False
+
+    def _held(self, sending: Sending) -> bool:
+        """Whether the message must not leave after all, because one before it was parked meanwhile."""
+        lane = sending.message.lane
+        refusal = None
+        if isinstance(sending.origin, Replay):
+            refusal = sending.origin.lane.refusal
+        elif not self._index.empty and self._index.verdict(sending.position, lane) is Verdict.PARK:
+            refusal = self._behind(lane)
+        if refusal is not None:
+            self._park(sending, refusal)
+        return refusal is not None
+
+    def _lost(self, unsettled: Iterable[Sending]) -> list[Sending]:
+        """The connection is lost, and with it what was known of routes. Everything begins again, in order."""
+        self._routes.doubt()
+        waiting = sorted([*unsettled, *self._lines.clear()], key=lambda sending: sending.position)
+        return [sending for sending in waiting if not self._held(sending) and self._lines.enter(sending)]
 
     def _fail(self, reason: RelayError) -> None:
-        if not self.failed.done():
-            self.failed.set_result(reason)
+        if not self._failed.done():
+            self._failed.set_result(reason)

@@ -1,9 +1,17 @@
 """What has been published and settled -> the LSN that is safe to flush. Pure: promise 1 of the relay is kept here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from relay.wal.lsn import Lsn
+from relay.errors import SourceError
+from relay.wal.lsn import Lsn, format_lsn
+
+
+class StreamGap(SourceError):
+    """The stream does not follow the protocol's order."""
+
+    hint = "Please report it, with the versions of PostgreSQL and the relay."
 
 
 @dataclass(slots=True, eq=False)
@@ -13,11 +21,23 @@ class Transaction:
     It stands in a chain with its neighbours. `end` also covers what came right after it and needs nothing any more.
     """
 
+    progress: "Progress"
+    commit_lsn: Lsn
     committed_at: datetime
+    messages: int = 0
+    """So many of its messages have been read."""
     unsettled: int = 0
     end: Lsn | None = None
     before: "Transaction | None" = None
     after: "Transaction | None" = None
+
+    def settle(self) -> None:
+        """One of its messages is confirmed, ignored, or parked for good."""
+        if self.unsettled < 1:
+            raise ValueError("more messages settled than published")
+        self.unsettled -= 1
+        if not self.unsettled and self.end is not None:
+            self.progress.close(self)
 
 
 class Progress:
@@ -27,9 +47,13 @@ class Progress:
     Transactions are read whole and in commit order. Memory is bounded by the number of messages in flight.
     """
 
-    def __init__(self, confirmed: Lsn) -> None:
-        """`confirmed` is what the slot has confirmed already: a keepalive after a reconnect may lie below it."""
+    def __init__(self, confirmed: Lsn, advanced: Callable[[], None] | None = None) -> None:
+        """`confirmed` is what the slot has confirmed already: a keepalive after a reconnect may lie below it.
+
+        `advanced` is called whenever `safe` has grown.
+        """
         self._safe = confirmed
+        self._advanced = advanced
         self._open: Transaction | None = None
         self._first: Transaction | None = None
         self._last: Transaction | None = None
@@ -40,45 +64,42 @@ class Progress:
         return self._safe
 
     @property
-    def in_transaction(self) -> bool:
-        """Whether a transaction is being read."""
-        return self._open is not None
+    def transaction(self) -> Transaction | None:
+        """The transaction that is being read."""
+        return self._open
 
     @property
     def oldest_unsettled_commit_at(self) -> datetime | None:
         """When the oldest transaction with an unsettled message was committed, None when nothing waits."""
         return self._first.committed_at if self._first is not None and self._first.unsettled else None
 
-    def begin(self, committed_at: datetime) -> None:
-        """A transaction begins to be read."""
+    def begin(self, commit_lsn: Lsn, committed_at: datetime) -> Transaction:
+        """A transaction begins to be read; `commit_lsn` is where its commit lies."""
         if self._open is not None:
-            raise ValueError("a transaction is being read already")
-        self._open = Transaction(committed_at)
-
-    def publish(self) -> Transaction:
-        """A message of the transaction being read goes out; give what is returned to `settle` once it is settled."""
-        if self._open is None:
-            raise ValueError("no transaction is being read")
-        if self._last is not self._open:
-            self._append(self._open)
-        self._open.unsettled += 1
+            raise StreamGap(f"the transaction of {format_lsn(commit_lsn)} begins before the one before it has ended")
+        self._open = Transaction(self, commit_lsn, committed_at)
         return self._open
 
-    def settle(self, transaction: Transaction) -> None:
-        """One message of that transaction is confirmed, or parked for good."""
-        if transaction.unsettled < 1:
-            raise ValueError("more messages settled than published")
-        transaction.unsettled -= 1
-        self._close(transaction)
+    def publish(self) -> Transaction:
+        """A message of the transaction being read goes out: settle what is returned once that is settled."""
+        read = self._open
+        if read is None:
+            raise StreamGap("a row comes outside of a transaction")
+        if self._last is not read:
+            self._append(read)
+        read.messages += 1
+        read.unsettled += 1
+        return read
 
     def commit(self, end: Lsn) -> None:
         """The transaction being read is complete; it ends before `end`."""
         if self._open is None:
-            raise ValueError("no transaction is being read")
+            raise StreamGap("a commit comes outside of a transaction")
         read, self._open = self._open, None
         if self._last is read:
             read.end = end
-            self._close(read)
+            if not read.unsettled:
+                self.close(read)
         else:
             self._pass(end)
 
@@ -87,10 +108,30 @@ class Progress:
         if self._open is None:
             self._pass(wal_end)
 
+    def close(self, transaction: Transaction) -> None:
+        """Take a transaction that needs nothing any more out of the chain: whoever is before it answers for its end.
+
+        Otherwise one message that stays unsettled would let everything behind it pile up.
+        """
+        end = transaction.end
+        if transaction.unsettled or end is None:
+            return
+        if transaction.before is None:
+            self._first = transaction.after
+        else:
+            transaction.before.after = transaction.after
+            transaction.before.end = end
+        if transaction.after is None:
+            self._last = transaction.before
+        else:
+            transaction.after.before = transaction.before
+        if transaction.before is None:
+            self._advance(end)
+
     def _pass(self, end: Lsn) -> None:
         """Nothing to publish before `end`, except what waits already: then `end` is safe when that is settled."""
         if self._last is None:
-            self._safe = max(self._safe, end)
+            self._advance(end)
         else:
             self._last.end = max(self._last.end or end, end)
 
@@ -101,20 +142,8 @@ class Progress:
         else:
             transaction.before.after = transaction
 
-    def _close(self, transaction: Transaction) -> None:
-        """Take a transaction that needs nothing any more out of the chain: whoever is before it answers for its end.
-
-        Otherwise one message that stays unsettled would let everything behind it pile up.
-        """
-        if transaction.unsettled or transaction.end is None:
-            return
-        if transaction.before is None:
-            self._first = transaction.after
-            self._safe = max(self._safe, transaction.end)
-        else:
-            transaction.before.after = transaction.after
-            transaction.before.end = transaction.end
-        if transaction.after is None:
-            self._last = transaction.before
-        else:
-            transaction.after.before = transaction.before
+    def _advance(self, end: Lsn) -> None:
+        if end > self._safe:
+            self._safe = end
+            if self._advanced is not None:
+                self._advanced()

@@ -1,14 +1,15 @@
-"""One source's stream: read, capture, publish, confirm, report."""
+"""One source's stream: read, capture, publish, report."""
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Final
 
 from relay.capture.outbox import OutboxCapture
 from relay.daemon.outlet import Outlet
 from relay.daemon.progress import Progress, Transaction
-from relay.errors import SourceError
-from relay.wal.lsn import Lsn
+from relay.log import SourceLog
+from relay.wal.lsn import Lsn, format_lsn
 from relay.wal.pgoutput import Begin, Commit, Insert, Message, Relation, decode
 from relay.wal.protocol import Keepalive, XLogData
 from relay.wal.stream import Stream
@@ -16,9 +17,9 @@ from relay.wal.stream import Stream
 REPORT_PAUSE_S: Final = 0.1
 """At most one status update in this time, unless PostgreSQL asks for one."""
 
-
-class StreamGap(SourceError):
-    """The stream does not follow the protocol's order."""
+LONG_S: Final = 5.0
+"""A transaction that takes longer than this to be read is logged with its counts: then, at each doubling, and at its
+end."""
 
 
 class Pump:
@@ -28,14 +29,14 @@ class Pump:
     under the same ids.
     """
 
-    def __init__(self, stream: Stream, outlet: Outlet, confirmed: Lsn) -> None:
+    def __init__(self, stream: Stream, outlet: Outlet, confirmed: Lsn, log: SourceLog) -> None:
         self._stream = stream
         self._outlet = outlet
         self._capture = OutboxCapture()
-        self._reported = confirmed
         self._due = asyncio.Event()
         self._stopping = False
-        self.progress = Progress(confirmed)
+        self._long = LongTransaction(log)
+        self.progress = Progress(confirmed, self._due.set)
 
     def stop(self) -> None:
         """Let `read` return as soon as no transaction is half read."""
@@ -44,20 +45,34 @@ class Pump:
     @property
     def at_rest(self) -> bool:
         """Whether it has been stopped and no transaction is half read."""
-        return self._stopping and not self.progress.in_transaction
+        return self._stopping and self.progress.transaction is None
 
     async def read(self) -> None:
         """Read, capture and publish until stopped. Raises what ends the stream, or what cannot be understood."""
+        capture, outlet = self._capture.capture, self._outlet
         while not self.at_rest:
             for frame in await self._stream.read():
-                await self._take(frame)
+                if isinstance(frame, XLogData):
+                    change = decode(frame.data)
+                    if isinstance(change, Insert):  # the hot path: nearly all of a stream is rows
+                        message = capture(change)
+                        if message is not None:
+                            transaction = self.progress.publish()
+                            if not outlet.has_room:
+                                await outlet.room()
+                            outlet.publish(message, transaction, transaction.messages - 1)
+                        continue
+                    self._mark(change)
+                else:
+                    self._keepalive(frame)
                 if self.at_rest:  # the rest of the batch is unread for PostgreSQL too, and comes again
                     return
+            self._long.look(self.progress.transaction)
 
     async def report(self, every_s: float) -> None:
         """Send status updates when there is something to say, and at least every `every_s`. Runs until cancelled.
 
-        They go out while the broker blocks and in the middle of a transaction of any size, so that PostgreSQL does not
+        They go out while the broker is away and in the middle of a transaction of any size, so that PostgreSQL does not
         take us for dead.
         """
         while True:
@@ -70,42 +85,50 @@ class Pump:
     async def report_now(self) -> None:
         """Send one status update."""
         self._due.clear()
-        self._reported = self.progress.safe
-        await self._stream.report(self._reported)
+        await self._stream.report(self.progress.safe)
 
-    async def _take(self, frame: XLogData | Keepalive) -> None:
-        if isinstance(frame, Keepalive):
-            self.progress.keepalive(frame.wal_end)
-            self._wake(asked=frame.reply_requested)
-        else:
-            await self._change(decode(frame.data))
-
-    async def _change(self, change: Message) -> None:
+    def _mark(self, change: Message) -> None:
+        """What stands between rows."""
         match change:
-            case Insert():
-                if message := self._capture.capture(change):
-                    self._require_transaction("a row")
-                    transaction = self.progress.publish()
-                    await self._outlet.publish(message, lambda: self._settle(transaction))
             case Begin():
-                if self.progress.in_transaction:
-                    raise StreamGap(f"transaction {change.xid} begins before the one before it has ended")
-                self.progress.begin(change.committed_at)
+                self.progress.begin(change.final_lsn, change.committed_at)
             case Commit():
-                self._require_transaction("a commit")
+                self._long.look(None)
                 self.progress.commit(change.end_lsn)
-                self._wake()
             case Relation():
                 self._capture.describe(change)
 
-    def _require_transaction(self, what: str) -> None:
-        if not self.progress.in_transaction:
-            raise StreamGap(f"{what} comes outside of a transaction")
-
-    def _settle(self, transaction: Transaction) -> None:
-        self.progress.settle(transaction)
-        self._wake()
-
-    def _wake(self, *, asked: bool = False) -> None:
-        if asked or self.progress.safe > self._reported:
+    def _keepalive(self, keepalive: Keepalive) -> None:
+        self.progress.keepalive(keepalive.wal_end)
+        if keepalive.reply_requested:
             self._due.set()
+
+
+class LongTransaction:
+    """Says of a transaction that takes long to be read how far it has come."""
+
+    def __init__(self, log: SourceLog) -> None:
+        self._log = log
+        self._of: Transaction | None = None
+        self._since = 0.0
+        self._said_at_s = 0.0
+
+    def look(self, transaction: Transaction | None) -> None:
+        """This transaction is being read now; None: it has just ended."""
+        if transaction is not self._of:
+            if self._said_at_s and self._of is not None:
+                self._say(self._of, "was", time.monotonic() - self._since)
+            self._of, self._since, self._said_at_s = transaction, time.monotonic(), 0.0
+        elif transaction is not None:
+            lasts_s = time.monotonic() - self._since
+            if lasts_s > max(LONG_S, 2 * self._said_at_s):
+                self._said_at_s = lasts_s
+                self._say(transaction, "has been", lasts_s)
+
+    def _say(self, transaction: Transaction, verb: str, lasts_s: float) -> None:
+        done = transaction.messages - transaction.unsettled
+        words = (
+            f"the transaction committed at {format_lsn(transaction.commit_lsn)} {verb} read for {lasts_s:.0f} s: "
+            f"{transaction.messages} messages, {done} of them settled; the LSN is held until all are"
+        )
+        self._log.info("transaction_long", words, messages=transaction.messages, settled=done)

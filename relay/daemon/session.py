@@ -1,30 +1,35 @@
-"""One source from connecting to hanging up: its start, its pump, its checkpoint."""
+"""One source from connecting to hanging up: its start, its pump, and what runs beside it."""
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
-from typing import Any, Final
+from typing import Final
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
-from relay.broker.connection import Connection
-from relay.broker.topology import declare_exchanges
-from relay.config import SourceSettings
-from relay.daemon.keeper import CheckpointKeeper
+from relay.config import BrokerSettings, SourceSettings
+from relay.daemon.keeper import Keeper
 from relay.daemon.outlet import Outlet
+from relay.daemon.parking import Parking
+from relay.daemon.partitions import Partitions
 from relay.daemon.pump import Pump
 from relay.daemon.start import Start
-from relay.errors import BrokerAway, SourceAway
+from relay.daemon.status import SourceStatus, State
+from relay.errors import SourceAway
 from relay.log import SourceLog
-from relay.tasks import end
-from relay.wal.connection import connect, fetch_one, refusal
+from relay.parking.request import ASKED
+from relay.tasks import Beside, end
+from relay.wal.connection import connect, fetch_one, listen, refusal
 from relay.wal.lsn import format_lsn
 from relay.wal.slot import find_slot, verify_server
 from relay.wal.stream import Stream
 
 STATUS_EVERY_S: Final = 10.0
 """The longest silence towards PostgreSQL; a quarter of its wal_sender_timeout where that is shorter."""
+
+NEVER_S: Final = 365 * 24 * 3600.0
+"""Longer than anything waits."""
 
 DRAIN_S: Final = 10.0
 """How long a stop waits for the end of the transaction being read, and for confirms."""
@@ -34,13 +39,18 @@ LAST_WORDS_S: Final = 5.0
 
 
 class Session:
-    """One attempt to keep a source flowing. Made anew after every loss of a connection."""
+    """One attempt to keep a source flowing. Made anew after every loss of a connection to PostgreSQL.
 
-    def __init__(self, source: SourceSettings, broker_url: str) -> None:
+    The broker may come and go meanwhile: see Uplink.
+    """
+
+    def __init__(self, source: SourceSettings, broker: BrokerSettings, status: SourceStatus) -> None:
         self._source = source
         self._dsn = source.dsn.get_secret_value()
+        self._label = f"saga-relay {source.name}"
         self._log = SourceLog(source.name, source.slot)
-        self._broker_url = broker_url
+        self._broker = broker
+        self._status = status
         self._stopping = asyncio.Event()
         self.streaming = False
         """Whether it got as far as streaming: then it can be stopped in good order."""
@@ -52,7 +62,7 @@ class Session:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Publish until stopped. Raises SourceAway or BrokerAway when a new session may help, or another RelayError."""
+        """Publish until stopped. Raises SourceAway when a new session may help, or another RelayError."""
         try:
             async with AsyncExitStack() as stack:
                 await self._run(stack)
@@ -60,57 +70,73 @@ class Session:
             raise refusal(error, self._dsn) from None
 
     async def _run(self, stack: AsyncExitStack) -> None:
-        source, label = self._source, f"saga-relay {self._source.name}"
-        control = await connect(self._dsn, name=label)
+        control = await connect(self._dsn, name=self._label)
         stack.push_async_callback(control.close)
+        # What it writes need not wait for a standby. If the relay were that standby, it would wait for itself.
+        await control.execute("SET synchronous_commit = local")
+        await control.execute(sql.SQL("LISTEN {}").format(sql.Identifier(ASKED)))
         await verify_server(control)
-        start = Start(source, control, self._log)
+        start = Start(self._source, control, self._status, self._log)
         await start.turn()
-        broker = await Connection.open(self._broker_url, name=label)
-        stack.push_async_callback(broker.close)
-        await declare_exchanges(await broker.channel())
-        outlet = await Outlet.open(broker, source.name)
-        stream = await Stream.open(self._dsn, name=label)
-        stack.push_async_callback(stream.close)
-        await start.prepare(stream, outlet)
-        slot = await find_slot(control, source.slot)
-        if slot is None:
-            raise SourceAway(f"slot {source.slot} was dropped just now")
-        await stream.start(source.slot, source.publication)
-        self._log.info("streaming", f"streaming from {format_lsn(slot.confirmed_flush_lsn)}")
-        self.streaming = True
-        await self._flow(control, outlet, Pump(stream, outlet, slot.confirmed_flush_lsn))
+        parking = await Parking.open(self._dsn, self._label, self._source.slot, self._source.parked_limit, self._log)
+        stack.push_async_callback(parking.close)
+        outlet = Outlet(self._source, self._broker, parking, self._status, self._log)
+        async with Beside(outlet.run(), parking.run(outlet.replay, outlet.changed)) as beside:
+            stream = await beside.do(self._open(control, outlet, start))
+            stack.push_async_callback(stream.close)
+            slot = await find_slot(control, self._source.slot)
+            if slot is None:
+                raise SourceAway(f"slot {self._source.slot} was dropped just now")
+            await stream.start(self._source.slot, self._source.publication)
+            pump = Pump(stream, outlet, slot.confirmed_flush_lsn, self._log)
+            keeper = Keeper(control, self._source.slot, outlet, pump.progress, parking)
+            await keeper.verify()
+            beside.add(pump.report(await _status_interval(control)), keeper.run(), self._partitions(pump).run())
+            await self._flow(beside, outlet, pump, keeper)
 
-    async def _flow(self, control: AsyncConnection[TupleRow], outlet: Outlet, pump: Pump) -> None:
+    async def _open(self, control: AsyncConnection[TupleRow], outlet: Outlet, start: Start) -> Stream:
+        """All that comes before the stream. The broker is first: a new slot's snapshot is not to be held for it."""
+        listening = asyncio.ensure_future(listen(control, NEVER_S))
+        connected = asyncio.ensure_future(outlet.connected())
+        try:
+            await asyncio.wait({listening, connected}, return_when=asyncio.FIRST_COMPLETED)
+            if not connected.done():
+                listening.result()
+        finally:
+            await end(listening, connected)
+        stream = await Stream.open(self._dsn, name=self._label)
+        try:
+            await start.prepare(stream, outlet)
+        except BaseException:
+            await stream.close()
+            raise
+        return stream
+
+    def _partitions(self, pump: Pump) -> Partitions:
+        return Partitions(self._dsn, self._label, self._source.outbox_retention, lambda: pump.progress.safe, self._log)
+
+    async def _flow(self, beside: Beside, outlet: Outlet, pump: Pump, keeper: Keeper) -> None:
         """Pump until stopped, or until something breaks. What is settled by then is reported in any case."""
         confirmed = pump.progress.safe
-        keeper = CheckpointKeeper(control, self._source.slot, outlet, pump.progress)
-        status_interval_s = await _status_interval(control)
-        reading = asyncio.ensure_future(outlet.guard(pump.read()))
-        beside: list[asyncio.Future[None]] = [
-            asyncio.ensure_future(pump.report(status_interval_s)),
-            asyncio.ensure_future(keeper.run()),
-        ]
+        reading = asyncio.ensure_future(pump.read())
         stopped = asyncio.ensure_future(self._stopping.wait())
-        tasks: list[asyncio.Future[Any]] = [reading, *beside, stopped]
+        self._log.info("streaming", f"streaming from {format_lsn(confirmed)}")
+        self._status.became(State.ACTIVE)
+        self.streaming = True
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in (reading, *beside):
-                if task.done():
-                    task.result()
-            await self._drain(reading, outlet, pump)
+            await beside.do(asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED))
+            if reading.done():
+                reading.result()
+            await beside.do(self._drain(reading, outlet, pump))
         finally:
             self.progressed = pump.progress.safe > confirmed
-            await end(*tasks)
+            await end(reading, stopped)
             with suppress(SourceAway, psycopg.Error, TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     await pump.report_now()
                     await keeper.write_news()
-        unheard = sum(outlet.unheard.values())
         where = format_lsn(pump.progress.safe)
-        self._log.info(
-            "stopped", f"stopped at {where}, with {outlet.in_flight} in flight; {unheard} events were unheard"
-        )
+        self._log.info("stopped", f"stopped at {where}, with {outlet.in_flight} in flight")
 
     async def _drain(self, reading: "asyncio.Future[None]", outlet: Outlet, pump: Pump) -> None:
         """Read to the end of the transaction and wait for the confirms, within a bound, and while the broker is there.
@@ -120,12 +146,21 @@ class Session:
         pump.stop()
         if pump.at_rest:
             reading.cancel()
-        with suppress(TimeoutError, BrokerAway):
-            async with asyncio.timeout(DRAIN_S):
-                await asyncio.wait({reading})
-                if not reading.cancelled():
-                    reading.result()
-                await outlet.guard(outlet.drained())
+        finishing = asyncio.ensure_future(_finish(reading, outlet))
+        away = asyncio.ensure_future(outlet.disconnected())
+        try:
+            await asyncio.wait({finishing, away}, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+            if finishing.done():
+                finishing.result()
+        finally:
+            await end(finishing, away)
+
+
+async def _finish(reading: "asyncio.Future[None]", outlet: Outlet) -> None:
+    await asyncio.wait({reading})
+    if not reading.cancelled():
+        reading.result()
+    await outlet.settled()
 
 
 async def _status_interval(connection: AsyncConnection[TupleRow]) -> float:

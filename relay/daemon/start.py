@@ -1,6 +1,7 @@
 """How a source starts: it waits for its turn, and sees to its slot and to the rows that were there before it."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Final
 
 from psycopg import AsyncConnection
@@ -9,11 +10,14 @@ from psycopg.rows import TupleRow
 from relay.config import SourceSettings
 from relay.daemon.backlog import backlog
 from relay.daemon.outlet import Outlet
+from relay.daemon.progress import Progress
+from relay.daemon.status import SourceStatus
+from relay.daemon.status import State as Standing
 from relay.log import SourceLog
 from relay.tasks import end
 from relay.wal.checkpoint import State, read_checkpoint, write_state
 from relay.wal.connection import address, database, fetch_one, listen
-from relay.wal.lsn import format_lsn
+from relay.wal.lsn import NOWHERE, format_lsn
 from relay.wal.slot import (
     PublicationMissing,
     SlotMissing,
@@ -39,12 +43,15 @@ LOCK_CLASS: Final = 0x72656C79
 class Start:
     """What has to be so before a source can stream. `control` is its SQL connection, in autocommit mode."""
 
-    def __init__(self, source: SourceSettings, control: AsyncConnection[TupleRow], log: SourceLog) -> None:
+    def __init__(
+        self, source: SourceSettings, control: AsyncConnection[TupleRow], status: SourceStatus, log: SourceLog
+    ) -> None:
         self._name = source.name
         self._slot = source.slot
         self._publication = source.publication
         self._dsn = source.dsn.get_secret_value()
         self._control = control
+        self._status = status
         self._log = log
 
     async def turn(self) -> None:
@@ -53,9 +60,11 @@ class Start:
         waiting = False
         while await fetch_one(self._control, query, (LOCK_CLASS, self._slot)) != (True,):
             if not waiting:
+                self._status.became(Standing.STANDBY)
                 self._log.info("standby", f"another relay works on slot {self._slot}: waiting for it to end")
             waiting = True
             await listen(self._control, STANDBY_POLL_S)
+        self._status.became(Standing.STARTING, "it is about to stream")
         self._log.info("active", f"working on {address(self._dsn)}")
 
     async def prepare(self, stream: Stream, outlet: Outlet) -> None:
@@ -92,7 +101,7 @@ class Start:
         await write_state(self._control, self._slot, State.COPYING)
         snapshot = await self._create_slot(stream)
         self._log.info("slot_created", f"created slot {self._slot}")
-        await outlet.guard(self._copy(snapshot, outlet))
+        await self._copy(snapshot, outlet)
         await write_state(self._control, self._slot, State.STREAMING)
 
     async def _create_slot(self, stream: Stream) -> str:
@@ -108,11 +117,11 @@ class Start:
             await end(creating)
 
     async def _copy(self, snapshot: str, outlet: Outlet) -> None:
-        async for message in backlog(self._control, snapshot):
-            await outlet.publish(message, _nothing)
-        await outlet.drained()
+        """Publish what was there before the slot, as if it were one transaction: there is no LSN to advance."""
+        rows = Progress(NOWHERE)
+        rows.begin(NOWHERE, datetime.now(UTC))
+        async for seq, message in backlog(self._control, snapshot):
+            await outlet.room()
+            outlet.publish(message, rows.publish(), seq)
+        await outlet.backlog_settled()
         self._log.info("backlog_published", f"published {outlet.published} messages that were older than the slot")
-
-
-def _nothing() -> None:
-    """A row of the backlog is settled: its snapshot is not a position in the log, so there is nothing to advance."""

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
 from relay.backoff import Backoff
 from relay.daemon.session import Session
-from relay.errors import BrokerAway, ExitCode, RelayError, SourceAway
+from relay.daemon.status import SourceStatus, State
+from relay.errors import ExitCode, RelayError, SourceAway
 from relay.tasks import end
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ class Supervisor:
     Then the exit status says so to whoever started the process, and nobody believes it well while a source is dead.
     """
 
-    def __init__(self, sources: Mapping[str, Callable[[], Session]]) -> None:
-        """`sources` makes the sessions, by the name of the source."""
+    def __init__(self, sources: Sequence[tuple[SourceStatus, Callable[[], Session]]]) -> None:
+        """The status of each source, and what makes its sessions."""
         self._sources = sources
         self._stopping = asyncio.Event()
         self._halt = asyncio.Event()
@@ -39,7 +40,7 @@ class Supervisor:
     async def run(self) -> ExitCode:
         """Keep all sources going. The exit code is OK after a stop, or that of a source that had to give up."""
         with _signals(self._on_signal):
-            codes = await asyncio.gather(*(self._keep(name, make) for name, make in self._sources.items()))
+            codes = await asyncio.gather(*(self._keep(status, make) for status, make in self._sources))
         return next((code for code in codes if code is not ExitCode.OK), ExitCode.OK)
 
     def _on_signal(self) -> None:
@@ -51,25 +52,30 @@ class Supervisor:
             log.info("a signal: letting what is in flight arrive", extra={"action": "stopping"})
             self._stopping.set()
 
-    async def _keep(self, name: str, make: Callable[[], Session]) -> ExitCode:
+    async def _keep(self, status: SourceStatus, make: Callable[[], Session]) -> ExitCode:
+        name = status.name
         backoff = Backoff(RETRY_FIRST_S, RETRY_CAP_S)
         while not self._stopping.is_set():
             session = make()
             try:
                 await self._run(session)
-            except (SourceAway, BrokerAway) as away:
+            except SourceAway as away:
                 if session.progressed:
                     backoff.reset()
+                status.became(State.AWAY, str(away))
                 await self._pause(name, away, backoff.next())
             except RelayError as error:
                 extra = {"action": "source_stopped", "source": name, "hint": error.hint}
                 log.error("%s has stopped: %s", name, error, extra=extra)
+                status.became(State.STOPPED, str(error))
                 self._stopping.set()
                 return error.exit_code
             except Exception:
                 log.exception("%s has stopped: this is a bug", name, extra={"action": "source_crashed", "source": name})
+                status.became(State.STOPPED, "this is a bug: the log has more")
                 self._stopping.set()
                 return ExitCode.FAILURE
+        status.became(State.STOPPED, "it was told to stop")
         return ExitCode.OK
 
     async def _run(self, session: Session) -> None:

@@ -137,7 +137,7 @@ class Stack:
     def _write_config(self) -> Path:
         """A file that only we can read: it holds the passwords."""
         path = self._directory / "relay.toml"
-        lines = ["[broker]", f"url = {json.dumps(self._rabbit.amqp_url(RELAY))}"]
+        lines = ["[broker]", f"url = {json.dumps(self._rabbit.amqp_url(RELAY))}", "", "[http]", 'listen = ""']
         for service in SERVICES:
             lines += ["", "[[source]]", f'name = "{service}"', f"dsn = {json.dumps(self._relay_dsn(service))}"]
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from signal import SIGKILL, SIGTERM
 
 import psycopg
+import pytest
 
 from tests.conftest import VirtualHost
 from tests.support.database import Database
@@ -15,6 +16,7 @@ from tests.support.mailbox import mailbox
 from tests.support.process import RelayProcess
 from tests.support.waiting import eventually
 
+PARKED = "SELECT type, reason FROM relay.parked ORDER BY commit_lsn, ordinal"
 EVENT = (
     "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload) VALUES ('order', %s, %s, %s) RETURNING id"
 )
@@ -193,10 +195,26 @@ async def test_an_event_that_nobody_listens_to_is_counted_and_the_stream_goes_on
     assert routes == ["order.Unheard", "order.Another"], "one line a route"
 
 
-async def test_a_command_that_nobody_takes_stops_the_source_and_is_not_lost(
+async def test_a_command_that_nobody_takes_is_parked_and_the_stream_goes_on(
     database: Database, vhost: VirtualHost
 ) -> None:
-    async with RelayProcess(database.dsn, vhost.url) as relay:
+    async with RelayProcess(database.dsn, vhost.url) as relay, mailbox(vhost.url) as box:
+        await relay.until("streaming")
+        database.query(COMMAND, "customers")
+        database.query(EVENT, "1", "Later", "{}")
+        await box.until_count(1)
+        await eventually(lambda: database.query(PARKED) == [("ReserveCredit", "unroutable")])
+        await confirmed(database, f"relay_{database.name}")
+        (said,) = relay.said("parked")
+        assert await relay.end() == 0
+    assert "customers" in said["message"]
+
+
+async def test_a_command_that_nobody_takes_stops_a_source_that_is_set_to_stop(
+    database: Database, vhost: VirtualHost
+) -> None:
+    stop = {"BROKER__ON_UNROUTABLE": '{"command": "stop"}'}
+    async with RelayProcess(database.dsn, vhost.url, **stop) as relay:
         await relay.until("streaming")
         database.query(COMMAND, "customers")
         assert await relay.status() == 1
@@ -208,30 +226,47 @@ async def test_a_command_that_nobody_takes_stops_the_source_and_is_not_lost(
     assert delivery.properties.type == "ReserveCredit"
 
 
-async def test_a_queue_that_refuses_stops_the_source(database: Database, vhost: VirtualHost) -> None:
+async def test_what_a_queue_refuses_again_and_again_is_parked_and_the_rest_flows(
+    database: Database, vhost: VirtualHost
+) -> None:
     full = {"x-max-length": 1, "x-overflow": "reject-publish"}
     vhost.server.put(f"queues/{vhost.name}/full", {"durable": True, "arguments": full})
-    async with RelayProcess(database.dsn, vhost.url) as relay:
+    async with RelayProcess(database.dsn, vhost.url) as relay, mailbox(vhost.url) as box:
         await relay.until("streaming")
         vhost.server.api.post(
-            f"/api/bindings/{vhost.name}/e/relay.events/q/full", json={"routing_key": "#"}
+            f"/api/bindings/{vhost.name}/e/relay.events/q/full", json={"routing_key": "order.Refused"}
         ).raise_for_status()
         for number in range(10):
             database.query(EVENT, "1", "Refused", json.dumps(number))
-        assert await relay.status() == 1
-        (stopped,) = relay.said("source_stopped")
-    assert "refused" in stopped["message"]
+        database.query(EVENT, "2", "Heard", "{}")
+        await eventually(lambda: ("Refused", "nacked") in database.query(PARKED))
+        await eventually(lambda: "Heard" in [delivery.properties.type for delivery in box.deliveries])
+        parked = database.query("SELECT payload FROM relay.parked ORDER BY commit_lsn, ordinal")
+        await confirmed(database, f"relay_{database.name}")
+    numbers = [int(payload) for (payload,) in parked]
+    assert numbers == list(range(numbers[0], 10)), "what is parked is the end of the aggregate's messages, in order"
 
 
-async def test_a_message_that_amqp_cannot_carry_stops_the_source_with_its_id(
-    database: Database, vhost: VirtualHost
+@pytest.mark.parametrize(
+    ("kind", "headers", "reason"),
+    [("T" * 300, "{}", "unencodable"), ("Big", json.dumps({"big": "x" * 200_000}), "too_large")],
+    ids=["type", "headers"],
+)
+async def test_a_message_that_amqp_cannot_carry_is_parked_and_the_rest_flows(
+    database: Database, vhost: VirtualHost, kind: str, headers: str, reason: str
 ) -> None:
-    async with RelayProcess(database.dsn, vhost.url) as relay:
+    insert = (
+        "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload, headers)"
+        " VALUES ('order', '1', %s, '{}', %s)"
+    )
+    async with RelayProcess(database.dsn, vhost.url) as relay, mailbox(vhost.url) as box:
         await relay.until("streaming")
-        ((message_id,),) = database.query(EVENT, "1", "T" * 300, "{}")
-        assert await relay.status() == 1
-        (stopped,) = relay.said("source_stopped")
-    assert str(message_id) in stopped["message"]
+        database.query(insert, kind, headers)
+        database.query(EVENT, "2", "Heard", "{}")
+        await box.until_count(1)
+        await eventually(lambda: database.query(PARKED) == [(kind, reason)])
+        await confirmed(database, f"relay_{database.name}")
+        assert await relay.end() == 0
 
 
 async def test_lag_is_nothing_when_nothing_waits(database: Database, vhost: VirtualHost) -> None:
@@ -335,31 +370,6 @@ async def test_servers_that_are_away_are_waited_for(database: Database) -> None:
         assert await relay.end() == 0
 
 
-async def test_headers_that_do_not_fit_into_a_frame_stop_the_source(database: Database, vhost: VirtualHost) -> None:
-    async with RelayProcess(database.dsn, vhost.url) as relay:
-        await relay.until("streaming")
-        database.query(
-            "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload, headers)"
-            " VALUES ('order', '1', 'Big', '{}', json_build_object('big', repeat('x', 200000)))"
-        )
-        assert await relay.status() == 1
-        (stopped,) = relay.said("source_stopped")
-    assert "frame" in stopped["hint"]
-
-
-async def test_what_cannot_be_sent_stops_the_source_at_its_very_start_too(
-    database: Database, vhost: VirtualHost
-) -> None:
-    """It is in the first batch of the stream, when every task of the session has only just begun."""
-    async with RelayProcess(database.dsn, vhost.url) as relay:
-        await relay.until("streaming")
-        assert await relay.end() == 0
-    database.query(EVENT, "1", "T" * 300, "{}")
-    for _ in range(3):
-        async with RelayProcess(database.dsn, vhost.url) as relay:
-            assert await relay.status() == 1
-
-
 async def test_two_messages_of_one_id_are_told_apart_by_their_route(database: Database, vhost: VirtualHost) -> None:
     """The key of the outbox has created_at in it: an id alone is not unique."""
     async with mailbox(vhost.url), RelayProcess(database.dsn, vhost.url) as relay:
@@ -375,9 +385,8 @@ async def test_two_messages_of_one_id_are_told_apart_by_their_route(database: Da
                 " VALUES (%s, now() + interval '1 s', 'command', 'order', '1', 'Reserve', 'nobody', '{}')",
                 row,
             )
-        assert await relay.status() == 1
-        (stopped,) = relay.said("source_stopped")
-    assert "Reserve" in stopped["message"]
+        await eventually(lambda: database.query(PARKED) == [("Reserve", "unroutable")])
+        await confirmed(database, f"relay_{database.name}")
 
 
 async def test_the_slot_of_another_database_is_never_dropped(
@@ -403,13 +412,19 @@ async def test_lag_forgets_what_a_killed_relay_had_in_flight(database: Database,
         await eventually(lambda: database.value("SELECT oldest_unconfirmed_commit_at IS NULL FROM relay.checkpoint"))
 
 
-async def test_an_exchange_that_was_deleted_is_declared_again(database: Database, vhost: VirtualHost) -> None:
+async def test_an_exchange_that_was_deleted_stops_the_source_and_is_declared_at_the_next_start(
+    database: Database, vhost: VirtualHost
+) -> None:
+    """Its bindings are gone with it: to declare it again and go on would be to drop events that somebody waits for."""
     async with RelayProcess(database.dsn, vhost.user_url("relay")) as relay:
         await relay.until("streaming")
         vhost.server.delete(f"exchanges/{vhost.name}/relay.events")
-        database.query(EVENT, "1", "Unheard", "{}")
-        await relay.until("event_unheard")
-        assert await relay.end() == 0
+        database.query(EVENT, "1", "Heard", "{}")
+        assert await relay.status() == 4
+        (stopped,) = relay.said("source_stopped")
+    assert "the exchange relay.events does not exist" in stopped["message"]
+    async with mailbox(vhost.url) as box, RelayProcess(database.dsn, vhost.user_url("relay")):
+        await box.until_count(1)
 
 
 async def test_the_role_may_end_idle_transactions_and_the_backlog_still_arrives(

@@ -90,11 +90,13 @@ class Process:
 class RelayProcess(Process):
     """`relay run` for one source."""
 
-    def __init__(self, dsn: str, amqp_url: str, *, name: str | None = None) -> None:
+    def __init__(self, dsn: str, amqp_url: str, *, name: str | None = None, **more: str) -> None:
+        """`more` are further settings, like `SOURCE__0__ORDERING`."""
         settings = {"RELAY_SOURCE__0__DSN": dsn, "RELAY_BROKER__URL": amqp_url, "RELAY_LOG_FORMAT": "json"}
+        settings["RELAY_HTTP__LISTEN"] = ""
         if name:
             settings["RELAY_SOURCE__0__NAME"] = name
-        super().__init__(["relay", "run"], settings)
+        super().__init__(["relay", "run"], settings | {f"RELAY_{setting}": value for setting, value in more.items()})
 
 
 class ServiceProcess(Process):

@@ -15,7 +15,7 @@ import pytest
 from relay.broker.topology import EXCHANGES
 from relay.capture.outbox import COLUMNS
 from relay.cli.main import cli
-from relay.config import BrokerSettings, Settings, SourceSettings, load
+from relay.config import BrokerSettings, HttpSettings, Settings, SourceSettings, load
 from relay.errors import ExitCode
 from relay.wal.lag import Lag
 
@@ -70,7 +70,9 @@ def code(cell: str) -> list[str]:
 
 
 def options(verb: click.Command) -> dict[str, str | None]:
-    """A verb's options and their twins."""
+    """A verb's options and their twins; those of a group are the options of all its verbs."""
+    if isinstance(verb, click.Group):
+        return {flag: name for command in verb.commands.values() for flag, name in options(command).items()}
     return {
         flag: SETTINGS_TWINS.get(flag, str(option.envvar) if option.envvar else None)
         for option in verb.params
@@ -81,8 +83,9 @@ def options(verb: click.Command) -> dict[str, str | None]:
 
 def settings() -> Iterator[str]:
     """Every setting of the tree, sources numbered N."""
-    assert set(Settings.model_fields) == {"broker", "source"}
+    assert set(Settings.model_fields) == {"broker", "http", "source"}
     yield from (f"broker.{name}" for name in BrokerSettings.model_fields)
+    yield from (f"http.{name}" for name in HttpSettings.model_fields)
     yield from (f"source.N.{name}" for name in SourceSettings.model_fields)
 
 

@@ -9,17 +9,26 @@ import pytest
 from pika.exceptions import ConnectionClosedByBroker, ProbableAccessDeniedError, ProbableAuthenticationError
 
 import relay
-from relay.broker.connection import ChannelRefused, LoginRefused, VirtualHostRefused, _refusal
+from relay.broker.connection import (
+    ChannelRefused,
+    Disrupted,
+    ExchangeMissing,
+    LoginRefused,
+    VirtualHostRefused,
+    _refusal,
+)
 from relay.broker.connection import address as broker_address
-from relay.broker.publisher import Unsendable
+from relay.broker.encoding import Unsendable
 from relay.capture.outbox import CaptureError
-from relay.daemon.outlet import Refused, Unheard
-from relay.daemon.pump import StreamGap
+from relay.daemon.http import CannotListen
+from relay.daemon.outlet import Unheard
+from relay.daemon.parking import ParkingFull
+from relay.daemon.progress import StreamGap
 from relay.errors import BrokerAway, BrokerError, ConfigError, ExitCode, RelayError, SourceAway, SourceError
 from relay.schema import MigrationFailed
 from relay.wal.connection import address, prepared, refusal
 from relay.wal.protocol import ProtocolError
-from relay.wal.slot import PublicationIncomplete, PublicationMissing, SlotMissing, SlotUnusable
+from relay.wal.slot import PublicationIncomplete, PublicationMissing, SlotMissing, SlotUnusable, SynchronousStandby
 from relay.wal.stream import SlotBusy
 
 DSN = "postgresql://relay:hunter2@db.example:5433/orders"
@@ -32,11 +41,12 @@ def test_the_exit_codes_never_change() -> None:
 @pytest.mark.parametrize(
     ("code", "kinds"),
     [
-        (ExitCode.FAILURE, [RelayError, CaptureError, MigrationFailed, Refused, Unheard, Unsendable]),
+        (ExitCode.FAILURE, [RelayError, CaptureError, CannotListen, MigrationFailed, ParkingFull, Unheard, Unsendable]),
         (ExitCode.USAGE, [ConfigError]),
-        (ExitCode.SOURCE, [SourceError, SourceAway, SlotBusy, SlotMissing, SlotUnusable]),
+        (ExitCode.SOURCE, [SourceError, SourceAway, SlotBusy, SlotMissing, SlotUnusable, SynchronousStandby]),
         (ExitCode.SOURCE, [PublicationMissing, PublicationIncomplete, ProtocolError, StreamGap]),
-        (ExitCode.BROKER, [BrokerError, BrokerAway, ChannelRefused, LoginRefused, VirtualHostRefused]),
+        (ExitCode.BROKER, [BrokerError, BrokerAway, ChannelRefused, Disrupted, ExchangeMissing]),
+        (ExitCode.BROKER, [LoginRefused, VirtualHostRefused]),
     ],
 )
 def test_an_error_knows_its_exit_code(code: ExitCode, kinds: list[type[RelayError]]) -> None:
@@ -65,7 +75,7 @@ def children(kind: type[RelayError]) -> Iterator[type[RelayError]]:
 
 def test_every_error_of_the_relay_says_when_it_is_raised() -> None:
     for module in pkgutil.walk_packages([*relay.__path__], "relay."):
-        if module.name.split(".")[1] in {"wal", "capture", "broker", "daemon"}:
+        if module.name.split(".")[1] in {"wal", "capture", "parking", "broker", "daemon"}:
             importlib.import_module(module.name)
     silent = [kind.__qualname__ for kind in children(RelayError) if not (kind.__doc__ or "").strip()]
     assert not silent

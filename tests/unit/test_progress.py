@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relay.daemon.progress import Progress, Transaction
+from relay.daemon.progress import Progress, StreamGap, Transaction
 from relay.wal.lsn import NOWHERE, Lsn
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -29,7 +29,7 @@ def kept(progress: Progress) -> int:
 
 def read(progress: Progress, end: int, *, messages: int, at: datetime = NOON) -> list[Transaction]:
     """Read a whole transaction; what is returned is to be settled, once each."""
-    progress.begin(at)
+    progress.begin(Lsn(end - 1), at)
     published = [progress.publish() for _ in range(messages)]
     progress.commit(Lsn(end))
     return published
@@ -80,7 +80,7 @@ class AnyOrder(RuleBasedStateMachine):
     def begin(self) -> None:
         self.clock += timedelta(seconds=1)
         self.reading = Seen(0, self.clock)
-        self.progress.begin(self.clock)
+        self.progress.begin(Lsn(0), self.clock)
 
     @precondition(lambda self: self.reading is not None)
     @rule(count=st.integers(1, 4))
@@ -124,14 +124,14 @@ class AnyOrder(RuleBasedStateMachine):
         which = data.draw(st.integers(0, len(self.in_flight) - 1))
         transaction, seen = self.in_flight.pop(which)
         seen.unsettled -= 1
-        self.progress.settle(transaction)
+        transaction.settle()
 
     @precondition(lambda self: self.in_flight)
     @rule(spared=st.integers(0, 2))
     def settle_all_but_the_oldest(self, spared: int) -> None:
         for transaction, seen in self.in_flight[spared:]:
             seen.unsettled -= 1
-            self.progress.settle(transaction)
+            transaction.settle()
         del self.in_flight[spared:]
 
     @invariant()
@@ -154,7 +154,7 @@ class AnyOrder(RuleBasedStateMachine):
     def the_oldest_unsettled_commit_is_known(self) -> None:
         waiting = [seen.committed_at for seen in (*self.model.seen, self.reading) if seen and seen.unsettled]
         assert self.progress.oldest_unsettled_commit_at == (waiting[0] if waiting else None)
-        assert self.progress.in_transaction == (self.reading is not None)
+        assert (self.progress.transaction is not None) == (self.reading is not None)
 
 
 TestAnyOrder = AnyOrder.TestCase
@@ -174,6 +174,26 @@ TestBoundedMemory = BoundedMemory.TestCase
 TestBoundedMemory.settings = settings(max_examples=100, stateful_step_count=15, deadline=None)
 
 
+def test_whoever_reports_is_told_when_there_is_news_and_only_then() -> None:
+    told: list[int] = []
+    progress = Progress(Lsn(5), lambda: told.append(progress.safe))
+    progress.keepalive(Lsn(5))
+    first, second = read(progress, 50, messages=2)
+    second.settle()
+    assert told == []
+    first.settle()
+    progress.keepalive(Lsn(60))
+    assert told == [50, 60]
+
+
+def test_messages_are_numbered_within_their_transaction() -> None:
+    progress = Progress(NOWHERE)
+    read(progress, 10, messages=3)
+    transaction = progress.begin(Lsn(19), NOON)
+    assert (progress.publish().messages, progress.publish().messages) == (1, 2)
+    assert (transaction.commit_lsn, transaction.messages) == (19, 2)
+
+
 def test_it_begins_where_the_slot_was_confirmed() -> None:
     assert Progress(Lsn(100)).safe == 100
 
@@ -182,9 +202,9 @@ def test_a_transaction_is_passed_when_its_last_message_is_settled() -> None:
     progress = Progress(NOWHERE)
     first, second = read(progress, 10, messages=2)
     assert progress.safe == 0
-    progress.settle(second)
+    second.settle()
     assert progress.safe == 0
-    progress.settle(first)
+    first.settle()
     assert progress.safe == 10
 
 
@@ -192,16 +212,16 @@ def test_a_settled_transaction_waits_for_the_one_before_it() -> None:
     progress = Progress(NOWHERE)
     (early,) = read(progress, 10, messages=1)
     (late,) = read(progress, 20, messages=1)
-    progress.settle(late)
+    late.settle()
     assert progress.safe == 0
-    progress.settle(early)
+    early.settle()
     assert progress.safe == 20
 
 
 def test_a_transaction_is_not_passed_before_its_commit_has_been_read() -> None:
     progress = Progress(NOWHERE)
-    progress.begin(NOON)
-    progress.settle(progress.publish())
+    progress.begin(Lsn(9), NOON)
+    progress.publish().settle()
     assert progress.safe == 0
     progress.commit(Lsn(10))
     assert progress.safe == 10
@@ -221,7 +241,7 @@ def test_a_busy_source_without_messages_follows_commits() -> None:
 
 def test_a_keepalive_in_a_transaction_means_nothing() -> None:
     progress = Progress(NOWHERE)
-    progress.begin(NOON)
+    progress.begin(Lsn(9), NOON)
     progress.keepalive(Lsn(1000))
     assert progress.safe == 0
     progress.commit(Lsn(10))
@@ -233,7 +253,7 @@ def test_a_keepalive_while_something_is_unsettled_moves_nothing() -> None:
     (message,) = read(progress, 10, messages=1)
     progress.keepalive(Lsn(1000))
     assert progress.safe == 0
-    progress.settle(message)
+    message.settle()
     assert progress.safe >= 10
 
 
@@ -248,7 +268,7 @@ def test_a_keepalive_after_a_reconnect_does_not_take_the_position_back() -> None
 def test_a_transaction_that_comes_again_does_not_take_the_position_back() -> None:
     progress = Progress(Lsn(100))
     (again,) = read(progress, 80, messages=1)
-    progress.settle(again)
+    again.settle()
     assert progress.safe == 100
 
 
@@ -257,9 +277,9 @@ def test_the_oldest_unsettled_commit_is_the_first_that_still_waits() -> None:
     (first,) = read(progress, 10, messages=1, at=NOON)
     (second,) = read(progress, 20, messages=1, at=NOON + timedelta(hours=1))
     assert progress.oldest_unsettled_commit_at == NOON
-    progress.settle(first)
+    first.settle()
     assert progress.oldest_unsettled_commit_at == NOON + timedelta(hours=1)
-    progress.settle(second)
+    second.settle()
     assert progress.oldest_unsettled_commit_at is None
 
 
@@ -270,7 +290,7 @@ def test_memory_does_not_grow_with_empty_transactions_behind_an_unsettled_messag
         read(progress, end, messages=0)
     assert progress.safe == 0
     assert kept(progress) <= 2
-    progress.settle(stuck)
+    stuck.settle()
     assert progress.safe == 100_001
     assert kept(progress) == 0
 
@@ -281,18 +301,18 @@ def test_memory_does_not_grow_with_settled_transactions_behind_an_unsettled_mess
     (stuck,) = read(progress, 1, messages=1)
     for end in range(2, 10_002):
         (quick,) = read(progress, end, messages=1)
-        progress.settle(quick)
+        quick.settle()
     assert progress.safe == 0
     assert kept(progress) <= 2
-    progress.settle(stuck)
+    stuck.settle()
     assert progress.safe == 10_001
 
 
 def test_memory_does_not_grow_with_a_transaction_of_many_messages() -> None:
     progress = Progress(NOWHERE)
-    progress.begin(NOON)
+    progress.begin(Lsn(9), NOON)
     for _ in range(100_000):
-        progress.settle(progress.publish())
+        progress.publish().settle()
     assert kept(progress) == 1
     progress.commit(Lsn(10))
     assert progress.safe == 10
@@ -302,24 +322,24 @@ def test_memory_does_not_grow_with_a_transaction_of_many_messages() -> None:
 def test_settling_more_than_was_published_is_a_mistake() -> None:
     progress = Progress(NOWHERE)
     (message,) = read(progress, 10, messages=1)
-    progress.settle(message)
+    message.settle()
     with pytest.raises(ValueError, match="more messages settled than published"):
-        progress.settle(message)
+        message.settle()
 
 
 def test_publishing_and_committing_belong_into_a_transaction() -> None:
     progress = Progress(NOWHERE)
-    with pytest.raises(ValueError, match="no transaction is being read"):
+    with pytest.raises(StreamGap, match="a row comes outside of a transaction"):
         progress.publish()
-    with pytest.raises(ValueError, match="no transaction is being read"):
+    with pytest.raises(StreamGap, match="a commit comes outside of a transaction"):
         progress.commit(Lsn(10))
 
 
 def test_a_transaction_inside_another_is_a_mistake_and_lets_nothing_pass() -> None:
     progress = Progress(NOWHERE)
-    progress.begin(NOON)
+    progress.begin(Lsn(9), NOON)
     progress.publish()
-    with pytest.raises(ValueError, match="is being read"):
-        progress.begin(NOON)
+    with pytest.raises(StreamGap, match="begins before"):
+        progress.begin(Lsn(9), NOON)
     progress.commit(Lsn(10))
     assert progress.safe == 0

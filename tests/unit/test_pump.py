@@ -5,6 +5,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from relay.capture.message import Message
 from relay.capture.outbox import COLUMNS, CaptureError
 from relay.daemon import pump as pump_module
-from relay.daemon.pump import Pump, StreamGap
+from relay.daemon.progress import Progress, StreamGap, Transaction
+from relay.daemon.pump import LongTransaction, Pump
 from relay.errors import SourceAway
+from relay.log import SourceLog
 from relay.wal.lsn import Lsn
 from relay.wal.protocol import Keepalive, ProtocolError, XLogData
 
@@ -28,8 +31,8 @@ NEVER_S = 3600.0
 # What PostgreSQL sends.
 
 
-def begin() -> XLogData:
-    return _data(b"B" + struct.pack(">QqI", 0, 0, 42))
+def begin(commit_lsn: int = 0) -> XLogData:
+    return _data(b"B" + struct.pack(">QqI", commit_lsn, 0, 42))
 
 
 def commit(end: int) -> XLogData:
@@ -96,16 +99,25 @@ class FakeStream:
 
 @dataclass
 class FakeOutlet:
-    """Publishes when there is room; settles when it is told to."""
+    """Takes messages when there is room; settles them when it is told to."""
 
     published: list[Message] = field(default_factory=list)
+    positions: list[tuple[int, int]] = field(default_factory=list)
     settled: list[Callable[[], None]] = field(default_factory=list)
-    room: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def publish(self, message: Message, settled: Callable[[], None]) -> None:
-        await self.room.wait()
+    @property
+    def has_room(self) -> bool:
+        return self.opened.is_set()
+
+    async def room(self) -> None:
+        await self.opened.wait()
+
+    def publish(self, message: Message, transaction: Transaction, ordinal: int) -> None:
+        assert self.has_room
         self.published.append(message)
-        self.settled.append(settled)
+        self.positions.append((transaction.commit_lsn, ordinal))
+        self.settled.append(transaction.settle)
 
     @property
     def ids(self) -> list[str]:
@@ -142,8 +154,8 @@ class Stage:
 async def pumping(*, every_s: float = NEVER_S) -> AsyncIterator[Stage]:
     stream: Any = FakeStream()
     outlet: Any = FakeOutlet()
-    outlet.room.set()
-    pump = Pump(stream, outlet, CONFIRMED)
+    outlet.opened.set()
+    pump = Pump(stream, outlet, CONFIRMED, SourceLog("shop", "relay_shop"))
     reading = asyncio.create_task(pump.read())
     reporting = asyncio.create_task(pump.report(every_s))
     try:
@@ -166,6 +178,13 @@ async def test_a_committed_row_is_published_byte_for_byte(stage: Stage) -> None:
     await stage.receives(begin(), outbox(), event("a"), commit(200))
     (message,) = stage.outlet.published
     assert (message.id, message.type, message.payload) == ("a", "OrderCreated", b'{"of": "a"}')
+
+
+async def test_a_message_is_known_by_its_commit_and_its_number_in_the_transaction(stage: Stage) -> None:
+    """The same whenever it is read again: rows of other tables do not count."""
+    await stage.receives(begin(190), outbox(), event("a"), relation(ORDERS, "public.orders", ["id"]))
+    await stage.receives(insert(ORDERS, "7"), event("b"), commit(200), begin(290), event("c"), commit(300))
+    assert stage.outlet.positions == [(190, 0), (190, 1), (290, 0)]
 
 
 async def test_the_position_is_reported_only_after_the_message_is_settled(stage: Stage) -> None:
@@ -270,7 +289,7 @@ async def test_a_keepalive_with_no_news_is_not_answered(stage: Stage) -> None:
 async def test_status_updates_go_out_on_a_timer_while_the_broker_blocks() -> None:
     """In the middle of a transaction, with no room to publish: PostgreSQL must not take us for dead."""
     async with pumping(every_s=0.001) as stage:
-        stage.outlet.room.clear()
+        stage.outlet.opened.clear()
         await stage.receives(begin(), outbox(), event("a"))
         await asyncio.sleep(0.01)
         assert stage.outlet.ids == []
@@ -325,7 +344,7 @@ async def test_the_end_of_the_stream_ends_the_reading(stage: Stage) -> None:
 
 async def test_a_transaction_inside_another_is_a_gap_in_the_stream(stage: Stage) -> None:
     await stage.receives(begin(), begin())
-    with pytest.raises(StreamGap, match="transaction 42 begins before"):
+    with pytest.raises(StreamGap, match="begins before the one before it has ended"):
         await stage.reading
 
 
@@ -342,3 +361,46 @@ async def test_bytes_that_cannot_be_understood_end_the_reading(stage: Stage) -> 
     await stage.receives(_data(b"?"))
     with pytest.raises(ProtocolError):
         await stage.reading
+
+
+@dataclass
+class Clock:
+    now_s: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_a_transaction_that_takes_long_to_read_is_logged_with_its_counts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pump_module, "time", clock)
+    caplog.set_level("INFO")
+    progress, long = Progress(CONFIRMED), LongTransaction(SourceLog("shop", "relay_shop"))
+    transaction = progress.begin(Lsn(190), datetime.now(UTC))
+    long.look(transaction)
+    for _ in range(3):
+        progress.publish()
+    transaction.settle()
+    clock.now_s += 4.9
+    long.look(transaction)
+    assert caplog.records == []
+    clock.now_s += 0.2
+    long.look(transaction)
+    clock.now_s += 1
+    long.look(transaction)
+    long.look(None)
+    first, last = caplog.records
+    assert [record.action for record in (first, last)] == ["transaction_long"] * 2
+    assert (first.messages, first.settled) == (3, 1)
+    assert "0/BE has been read for 5 s" in first.getMessage()
+    assert "0/BE was read for 6 s" in last.getMessage()
+
+
+def test_a_transaction_that_is_read_at_once_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    long = LongTransaction(SourceLog("shop", "relay_shop"))
+    long.look(Progress(CONFIRMED).begin(Lsn(190), datetime.now(UTC)))
+    long.look(None)
+    assert caplog.records == []

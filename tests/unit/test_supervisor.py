@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from relay.daemon import supervisor as supervisor_module
+from relay.daemon.status import SourceStatus, State
 from relay.daemon.supervisor import Supervisor
-from relay.errors import BrokerAway, BrokerError, ExitCode, RelayError, SourceAway, SourceError
+from relay.errors import BrokerError, ExitCode, RelayError, SourceAway, SourceError
 
 PATIENCE_S = 5.0
 
@@ -94,7 +95,7 @@ pytestmark = pytest.mark.usefixtures("impatient")
 
 
 async def supervise(**sources: FakeSource) -> ExitCode:
-    makers = {name: source.make for name, source in sources.items()}
+    makers = [(SourceStatus(name), source.make) for name, source in sources.items()]
     return await asyncio.wait_for(Supervisor(makers).run(), PATIENCE_S)  # type: ignore[arg-type]
 
 
@@ -105,14 +106,27 @@ async def signalled(supervising: "asyncio.Task[ExitCode]", *numbers: signal.Sign
     return await supervising
 
 
-@pytest.mark.parametrize("away", [SourceAway("PostgreSQL is away"), BrokerAway("RabbitMQ is away")])
-async def test_a_server_that_is_away_is_tried_again(away: RelayError, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_server_that_is_away_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    away = SourceAway("PostgreSQL is away")
     source = FakeSource(fails(away), fails(away), fails(SourceError("the slot is gone")))
     assert await supervise(shop=source) is ExitCode.SOURCE
     assert len(source.sessions) == 3
     attempts = [record for record in caplog.records if record.action == "reconnecting"]
     assert [record.source for record in attempts] == ["shop", "shop"]
     assert all(str(away) in record.getMessage() for record in attempts)
+
+
+async def test_whoever_asks_is_told_how_the_source_is_doing() -> None:
+    status, seen = SourceStatus("shop"), []
+
+    async def looks(_: FakeSession) -> None:
+        seen.append((status.state, status.reason))
+        raise SourceAway("PostgreSQL is away")
+
+    source = FakeSource(looks, looks, fails(SourceError("the slot is gone")))
+    await asyncio.wait_for(Supervisor([(status, source.make)]).run(), PATIENCE_S)  # type: ignore[list-item]
+    assert seen[1] == (State.AWAY, "PostgreSQL is away")
+    assert (status.state, status.reason) == (State.STOPPED, "the slot is gone")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +270,7 @@ class TestPauses:
         assert self.pauses(caplog) == [0.001, 0.002, 0.004, 0.008, 0.008, 0.008]
 
     async def test_they_begin_again_after_a_session_that_streamed(self, caplog: pytest.LogCaptureFixture) -> None:
-        away, lost = fails(SourceAway("away")), fails(BrokerAway("lost"), after_progress=True)
+        away, lost = fails(SourceAway("away")), fails(SourceAway("lost"), after_progress=True)
         await supervise(shop=FakeSource(away, away, lost, away, fails(SourceError("enough"))))
         assert self.pauses(caplog) == [0.001, 0.002, 0.001, 0.002]
 

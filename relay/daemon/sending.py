@@ -1,0 +1,120 @@
+"""A message on its way out, and the route that it takes."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from relay.broker.encoding import Template
+from relay.capture.envelope import common
+from relay.capture.message import Kind, Message
+from relay.capture.routing import route
+from relay.config import OnUnroutable
+from relay.daemon.progress import Transaction
+from relay.parking.index import Refusal
+from relay.wal.lsn import Position
+
+ROUTES_MAX: Final = 10_000
+"""Routes that are remembered at once. Who puts ids into types or destinations has new ones all the time: then all are
+forgotten, and what they had in common is encoded and proven again."""
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """What messages of one kind, aggregate type, type and destination have in common."""
+
+    template: Template
+    policy: OnUnroutable
+    proven: bool = False
+    """A message was confirmed here without coming back, on this connection."""
+    certain: bool = False
+    """The next message of an aggregate need not wait to see whether this one comes back."""
+    refusing: bool = False
+    """A message was parked for being refused again and again, and none has been confirmed since."""
+
+    def prove(self) -> None:
+        """A message was confirmed, and had not come back."""
+        self.proven = self.certain = True
+        self.refusing = False
+
+    def doubt(self) -> None:
+        """A message came back, or the connection is a new one."""
+        self.proven = False
+        self.certain = self.policy is OnUnroutable.IGNORE
+
+
+class Routes:
+    """The routes of a source's messages, each made once."""
+
+    def __init__(self, source: str, on_unroutable: dict[str, OnUnroutable]) -> None:
+        self._source = source
+        self._on_unroutable = on_unroutable
+        self._known: dict[tuple[Kind, str, str, str | None], Route] = {}
+
+    def of(self, message: Message) -> Route:
+        """The route of a message. Raises Unsendable when a name does not fit into AMQP."""
+        key = message[1], message[2], message[4], message[5]
+        found = self._known.get(key)
+        return found if found is not None else self._add(key, message)
+
+    def doubt(self) -> None:
+        """None of them is proven any more."""
+        for one in self._known.values():
+            one.doubt()
+
+    def _add(self, key: tuple[Kind, str, str, str | None], message: Message) -> Route:
+        if len(self._known) >= ROUTES_MAX:
+            self._known.clear()
+        exchange, routing_key = route(message)
+        policy = self._on_unroutable.get(message.type) or self._on_unroutable[message.kind]
+        added = self._known[key] = Route(Template(exchange, routing_key, common(message, self._source)), policy)
+        added.doubt()
+        return added
+
+
+@dataclass(slots=True, eq=False)
+class Replays:
+    """The messages of one lane that are being replayed."""
+
+    pending: int = 0
+    refusal: Refusal | None = None
+    """Why one of them stays parked, and with it those behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A parked message that is published after all."""
+
+    position: Position
+    lane: Replays
+    answer: "asyncio.Future[Refusal | None]"
+    """Resolved with None when a queue has the message, else with why it stays parked."""
+
+    def settle(self, refusal: Refusal | None = None) -> None:
+        """Answer, unless nobody waits for it any more."""
+        if refusal is not None and self.lane.refusal is None:
+            self.lane.refusal = refusal
+        if not self.answer.done():
+            self.answer.set_result(refusal)
+
+
+@dataclass(slots=True, eq=False)
+class Sending:
+    """A message from when it is read, or is to be replayed, until it is settled."""
+
+    message: Message
+    route: Route
+    origin: Transaction | Replay
+    """What is settled with it."""
+    ordinal: int
+    refusals: int = 0
+    """How often a queue has refused it."""
+    retrying: bool = False
+    """It was refused, and waits until it is tried again."""
+    disruptions: int = 0
+    """How often the broker has closed the connection while this message alone was in flight."""
+
+    @property
+    def position(self) -> Position:
+        """Where it lies in the stream."""
+        origin = self.origin
+        return origin.position if isinstance(origin, Replay) else Position(origin.commit_lsn, self.ordinal)
