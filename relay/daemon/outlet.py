@@ -1,6 +1,7 @@
 """Where the messages of a source leave: held to their order, published, and judged by what the broker says of them."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
@@ -12,7 +13,7 @@ from relay.config import BrokerSettings, OnUnroutable, Ordering, SourceSettings
 from relay.daemon.lines import Lines
 from relay.daemon.parking import Parking
 from relay.daemon.progress import Transaction
-from relay.daemon.sending import Replay, Replays, Routes, Sending
+from relay.daemon.sending import Replay, Replays, Route, Routes, Sending
 from relay.daemon.status import SourceStatus
 from relay.daemon.uplink import Callbacks, Uplink
 from relay.errors import RelayError
@@ -31,6 +32,9 @@ REFUSALS: Final = 8
 RETRY_FIRST_S: Final = 0.05
 RETRY_CAP_S: Final = 2.0
 """Waits before a refused message is tried again; each is twice the one before it."""
+
+SAY_REFUSED_EVERY_S: Final = 60.0
+"""How often the log says that a queue refuses what comes on a route."""
 
 HANG_UP_S: Final = 6.0
 """How long the broker may take to say goodbye when the source ends."""
@@ -212,14 +216,13 @@ class Outlet:
         """The message came back: no queue is bound for it."""
         route = sending.route
         route.doubt()
-        where = f"exchange {route.template.exchange} with routing key {route.template.routing_key!r}"
         if route.policy is OnUnroutable.PARK:
-            self._park(sending, Refusal(Reason.UNROUTABLE, f"no queue is bound to {where}"))
+            self._park(sending, Refusal(Reason.UNROUTABLE, f"no queue is bound to {route}"))
         elif route.policy is OnUnroutable.STOP:
-            self._fail(Unheard(f"{sending.message} was returned: no queue is bound to {where}"))
+            self._fail(Unheard(f"{sending.message} was returned: no queue is bound to {route}"))
         else:
             if self._status.nobody_heard(route.template.routing_key):
-                words = f"nobody listens on {where}: such messages are counted and dropped"
+                words = f"nobody listens on {route}: such messages are counted and dropped"
                 self._log.warning("event_unheard", words, routing_key=route.template.routing_key)
             self._settle(sending)
 
@@ -227,14 +230,24 @@ class Outlet:
         """A queue refused the message: try again, for a while."""
         sending.refusals += 1
         route = sending.route
+        route.doubt()
+        self._say_refused(route)
         if sending.refusals >= REFUSALS or route.refusing:
             route.refusing = True
             times = f"{sending.refusals} times" if sending.refusals > 1 else "as it did with the messages before it"
-            detail = f"a queue behind exchange {route.template.exchange} has refused it {times}"
+            detail = f"a queue behind {route} has refused it {times}"
             self._park(sending, Refusal(Reason.NACKED, detail))
         elif self._lines.again(sending):
             delay_s = min(RETRY_CAP_S, RETRY_FIRST_S * 2 ** (sending.refusals - 1))
             asyncio.get_running_loop().call_later(delay_s, self._retry, sending)
+
+    def _say_refused(self, route: Route) -> None:
+        """A queue that is full refuses thousands of messages a second: one line in a while will do."""
+        now = time.monotonic()
+        if route.refused_at is None or now - route.refused_at > SAY_REFUSED_EVERY_S:
+            route.refused_at = now
+            words = f"a queue refuses messages of {route}: they are tried again, and parked if that goes on"
+            self._log.warning("refused", words, routing_key=route.template.routing_key)
 
     def _retry(self, sending: Sending) -> None:
         if self._lines.retry(sending):

@@ -30,6 +30,11 @@ class Route:
     """The next message of an aggregate need not wait to see whether this one comes back."""
     refusing: bool = False
     """A message was parked for being refused again and again, and none has been confirmed since."""
+    refused_at: float | None = None
+    """When the log last said that a queue refuses what comes here, in seconds of the monotonic clock."""
+
+    def __str__(self) -> str:
+        return f"exchange {self.template.exchange} with routing key {self.template.routing_key!r}"
 
     def prove(self) -> None:
         """A message was confirmed, and had not come back."""
@@ -37,7 +42,7 @@ class Route:
         self.refusing = False
 
     def doubt(self) -> None:
-        """A message came back, or the connection is a new one."""
+        """A message came back or was refused, or the connection is a new one."""
         self.proven = False
         self.certain = self.policy is OnUnroutable.IGNORE
 

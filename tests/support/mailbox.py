@@ -1,7 +1,7 @@
 """A queue of the test's own, and what arrived in it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from relay.broker.connection import Connection
@@ -12,14 +12,17 @@ from relay.errors import BrokerAway
 
 ARRIVAL_S = 60.0
 RETRY_S = 0.2
+PREFETCH = 500
+QUORUM = {"x-queue-type": "quorum"}
 
 
 class Mailbox:
     """Collects what arrives, in order, also across restarts of the broker."""
 
-    def __init__(self, url: str, queue: str) -> None:
+    def __init__(self, url: str, queue: str, prefetch: int = PREFETCH) -> None:
         self._url = url
         self._queue = queue
+        self._prefetch = prefetch
         self.deliveries: list[Delivery] = []
         self._news = asyncio.Condition()
 
@@ -33,7 +36,7 @@ class Mailbox:
 
     async def _consume(self, connection: Connection) -> None:
         try:
-            consumer = await Consumer.open(connection, self._queue, prefetch=500)
+            consumer = await Consumer.open(connection, self._queue, prefetch=self._prefetch)
             while True:
                 delivery = await consumer.next()
                 async with self._news:
@@ -71,18 +74,25 @@ class Mailbox:
 
 
 @asynccontextmanager
-async def mailbox(url: str, queue: str = "mailbox", *, commands_for: str | None = None) -> AsyncIterator[Mailbox]:
+async def mailbox(
+    url: str,
+    queue: str = "mailbox",
+    *,
+    commands_for: str | None = None,
+    prefetch: int = PREFETCH,
+    arguments: Mapping[str, str | int] = QUORUM,
+) -> AsyncIterator[Mailbox]:
     """A durable queue that gets every event, or the commands for one service."""
     connection = await Connection.open(url, name="mailbox")
     channel = await connection.channel()
     await declare_exchanges(channel)
-    await channel.call(channel.raw.queue_declare, queue, durable=True, arguments={"x-queue-type": "quorum"})
+    await channel.call(channel.raw.queue_declare, queue, durable=True, arguments=dict(arguments))
     if commands_for is None:
         await channel.call(channel.raw.queue_bind, queue, EVENTS, routing_key="#")
     else:
         await channel.call(channel.raw.queue_bind, queue, COMMANDS, routing_key=commands_for)
     await connection.close()
-    box = Mailbox(url, queue)
+    box = Mailbox(url, queue, prefetch)
     collecting = asyncio.create_task(box.collect())
     try:
         yield box
