@@ -13,7 +13,9 @@ from relay.parking.desk import Selection
 from relay.parking.index import Reason
 from relay.parking.request import Action
 from relay.wal.lsn import Position
+from tests.conftest import VirtualHost
 from tests.support.database import Database
+from tests.support.mailbox import mailbox
 from tests.support.parking import (
     Broker,
     Ended,
@@ -28,6 +30,8 @@ from tests.support.parking import (
     remembered,
     session,
 )
+from tests.support.process import RelayProcess
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -217,3 +221,60 @@ class TestCommands:
             failed = await operator(*arguments)
             assert failed.code == 3
             assert "relay migrate" in failed.err
+
+
+COMMAND = (
+    "INSERT INTO relay.outbox (kind, aggregate_type, aggregate_id, type, destination, payload)"
+    " SELECT 'command', 'order', aggregate, 'Ship', 'stock', json_build_object('n', n)"
+    " FROM generate_series(%s::int, %s::int) AS n, unnest(ARRAY['7', '8']) AS aggregate"
+)
+
+
+class TestWithARelay:
+    async def test_once_the_queue_is_there_all_arrives_in_order_and_new_messages_follow(
+        self, database: Database, vhost: VirtualHost, operator: Operator
+    ) -> None:
+        async with RelayProcess(database.dsn, vhost.url, name="orders") as relay:
+            await relay.until("streaming")
+            database.query(COMMAND, 1, 300)
+            await eventually(lambda: database.value("SELECT count(*) FROM relay.parked") == 600)
+            refused = await operator("replay", "--aggregate", "order/7")
+            assert refused.code == 1
+            assert "300 messages still parked: no queue is bound" in refused.err
+            async with mailbox(vhost.url, commands_for="stock") as box:
+                replaying = await operator.start("replay", "--reason", "unroutable")
+                database.query(COMMAND, 301, 330)
+                replayed = await ended(replaying)
+                assert (replayed.code, replayed.err) == (0, "")
+                database.query(COMMAND, 331, 340)
+                deliveries = await box.until_count(680)
+                assert await relay.end() == 0
+        ids = database.query("SELECT id::text, aggregate_id FROM relay.outbox ORDER BY seq")
+        for aggregate in ("7", "8"):
+            written = [name for name, written_by in ids if written_by == aggregate]
+            arrived = [one.properties.message_id for one in deliveries if one.properties.message_id in set(written)]
+            assert arrived == written
+        assert database.value("SELECT count(*) FROM relay.parked") == 0
+
+    async def test_a_relay_that_is_killed_while_it_replays_is_followed_by_one_that_sees_it_through(
+        self, database: Database, vhost: VirtualHost, operator: Operator
+    ) -> None:
+        async with RelayProcess(database.dsn, vhost.url, name="orders") as relay:
+            await relay.until("streaming")
+            database.query(COMMAND, 1, 1000)
+            await eventually(lambda: database.value("SELECT count(*) FROM relay.parked") == 2000)
+            async with mailbox(vhost.url, commands_for="stock") as box:
+                replaying = await operator.start("replay", "--reason", "unroutable")
+                await box.until_count(300)
+                await relay.end(signal.SIGKILL)
+                async with RelayProcess(database.dsn, vhost.url, name="orders") as next_relay:
+                    assert await ended(replaying) == Ended(0, "2000 messages published\n", "")
+                    await next_relay.until("parked_request_done")
+                written = {str(row[0]) for row in database.query("SELECT id FROM relay.outbox")}
+                deliveries = await box.until_ids(written)
+        first = list(dict.fromkeys(one.properties.message_id for one in deliveries))
+        ids = database.query("SELECT id::text, aggregate_id FROM relay.outbox ORDER BY seq")
+        for aggregate in ("7", "8"):
+            order = [name for name, written_by in ids if written_by == aggregate]
+            assert [name for name in first if name in set(order)] == order
+        assert len(deliveries) <= 2000 + replayer.CHUNK

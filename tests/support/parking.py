@@ -185,6 +185,10 @@ class Slot:
         for _ in range(3):
             self._database.query("SELECT pg_log_standby_snapshot()")
             self.position()
+        self.confirm()
+
+    def confirm(self) -> None:
+        """Confirm everything."""
         self._database.query("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", SLOT)
 
 
