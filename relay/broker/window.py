@@ -3,7 +3,7 @@
 A window that is too small leaves the broker idle between confirms; one that is too large only makes messages wait in
 the broker, and RabbitMQ's quorum queues get slower from it. Little's law says how the two meet: what is in flight is
 the rate times the time that a confirm takes. So the window goes towards the size at which a confirm takes DELAY_S
-longer than on a broker with nothing to do (as in TCP Vegas), whatever the rate is then.
+longer than on a broker with little to do (as in TCP Vegas), whatever the rate is then.
 """
 
 import math
@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 WINDOW_LEARNING: Final = 64
-"""Messages. So few hardly wait in the broker: what a confirm takes then is what it takes at least. The window begins
-with it: some four round trips later it is open as far as the broker bears."""
+"""Messages. So few hardly wait in the broker: what a confirm takes then is what it takes at least."""
+
+LEARNING_ROUNDS: Final = 3
+"""Round trips of which the mean is taken: a classic queue confirms by a timer, so that one may be short by chance."""
 
 WINDOW_MIN: Final = 400
 """Messages. So many go out whatever the broker does: with fewer for each write and each confirm, a message costs the
@@ -26,14 +28,14 @@ DELAY_S: Final = 0.06
 """Seconds that messages may wait in the broker so that it always has something to do: some 800 to 1,500 messages at the
 12,000 to 25,000 a second that RabbitMQ takes from one publisher on two cores."""
 
-GROWTH: Final = 2
+GROWTH: Final = 1.5
 """By how much the window grows with one round trip while messages wait in the broker for less than half of DELAY_S."""
 
 SHRINKING_MAX: Final = 0.75
 """By how much it may shrink with one round trip: one slow confirm, perhaps of a disk that flushed, is no new broker."""
 
 FORGET_S: Final = 10.0
-"""Seconds after which the shortest round trip is measured anew: brokers and networks change."""
+"""Seconds after which the round trip at little load is measured anew: brokers and networks change."""
 
 FORGET_AT_MIN_S: Final = 1.0
 """The same while the window is at its least. Either the broker is so slow, and then measuring costs nothing; or all has
@@ -45,8 +47,8 @@ class Window:
 
     One round trip is timed at a time: from the sending of a message until it and all before it are settled. It counts
     for the window only when the window was full meanwhile; else something else held the messages back. When under such
-    load none was timed with little in flight for a while, the window closes to WINDOW_LEARNING for one round trip, to
-    learn how fast the broker is when it has little to do, and then opens again as far as it was.
+    load none was timed with little in flight for a while, the window closes to WINDOW_LEARNING for some round trips, to
+    learn how fast the broker is when it has little to do, and then opens again as far as it was. So it begins, too.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,10 +58,10 @@ class Window:
         self._sent_at = 0.0
         self._is_light = False
         self._was_full = False
-        self._shortest_s = math.inf
-        self._shortest_light_s = math.inf  # since the one before was forgotten
+        self._light: list[float] = []
+        self._light_s = math.inf  # the round trip with little in flight, as far as it is known
         self._learnt_at = clock()
-        self._reopens_to = 0  # while the window is closed to learn
+        self._reopens_to = WINDOW_MIN  # while the window is closed to learn, else 0
 
     def sent(self, number: int, in_flight: int) -> None:
         """All messages up to this one are on their way, and so many are in flight."""
@@ -75,36 +77,32 @@ class Window:
         """All messages before this one are settled."""
         if 0 < self._timed < oldest:
             now = self._clock()
+            took_s = now - self._sent_at
             self._timed = 0
-            self._learn(now - self._sent_at, now)
+            if self._is_light:
+                self._learn(took_s, now)
+            elif self._was_full:
+                self._adapt(took_s, now)
 
     def interrupted(self) -> None:
         """The broker takes no messages just now: the round trip that is being timed says nothing."""
         self._timed = 0
 
     def _learn(self, took_s: float, now: float) -> None:
-        self._shortest_s = min(self._shortest_s, took_s)
-        if self._is_light:
-            self._shortest_light_s = min(self._shortest_light_s, took_s)
-        if self._reopens_to:
-            if self._is_light:
+        self._light.append(took_s)
+        if len(self._light) == LEARNING_ROUNDS:
+            self._light_s = sum(self._light) / LEARNING_ROUNDS
+            self._light.clear()
+            self._learnt_at = now
+            if self._reopens_to:
                 self.limit, self._reopens_to = self._reopens_to, 0
-                self._forget(now)
-            return
-        if now - self._learnt_at >= (FORGET_S if self.limit > WINDOW_MIN else FORGET_AT_MIN_S):
-            if self._shortest_light_s < math.inf:
-                self._forget(now)
-            elif self._was_full:
-                self.limit, self._reopens_to = WINDOW_LEARNING, self.limit
-                return
-        if self._was_full:
-            waited_s = took_s - self._shortest_s
-            if waited_s < DELAY_S / 2:
-                factor: float = GROWTH
-            else:  # half the way to where Little's law says, because round trips are noisy
-                factor = max(SHRINKING_MAX, math.sqrt((self._shortest_s + DELAY_S) / took_s))
-            self.limit = min(WINDOW_MAX, max(WINDOW_MIN, int(self.limit * factor)))
 
-    def _forget(self, now: float) -> None:
-        self._shortest_s, self._shortest_light_s = self._shortest_light_s, math.inf
-        self._learnt_at = now
+    def _adapt(self, took_s: float, now: float) -> None:
+        if now - self._learnt_at >= (FORGET_S if self.limit > WINDOW_MIN else FORGET_AT_MIN_S):
+            self.limit, self._reopens_to = WINDOW_LEARNING, self.limit
+            return
+        if took_s - self._light_s < DELAY_S / 2:
+            factor = GROWTH
+        else:  # half the way to where Little's law says, because round trips are noisy
+            factor = max(SHRINKING_MAX, math.sqrt((self._light_s + DELAY_S) / took_s))
+        self.limit = min(WINDOW_MAX, max(WINDOW_MIN, int(self.limit * factor)))

@@ -27,7 +27,10 @@ HOLD_BYTES: Final = 8_000_000
 """Messages that may wait for another of their aggregate, and their bodies; then reading stops."""
 
 REFUSALS: Final = 8
-"""How often a queue may refuse a message before it is parked: for about five seconds."""
+"""How often a queue may refuse a message, with nothing confirmed on its route meanwhile: for about five seconds."""
+
+REFUSALS_MOST: Final = 100
+"""How often a queue may refuse a message whatever else it takes: one that is over the queue's own limit in bytes, say."""
 
 RETRY_FIRST_S: Final = 0.05
 RETRY_CAP_S: Final = 2.0
@@ -198,8 +201,9 @@ class Outlet:
 
     def _behind(self, lane: Lane) -> Refusal:
         """Those that wait carry the reason of the first of their lane."""
-        reason = self._index.reason(lane) or Reason.UNROUTABLE
-        return Refusal(reason, "it waits behind a parked message of the same aggregate")
+        return Refusal(
+            self._index.reason(lane) or Reason.UNROUTABLE, "it waits behind a parked message of the same aggregate"
+        )
 
     def _judge(self, sending: Sending, outcome: Outcome) -> None:
         route = sending.route
@@ -228,13 +232,14 @@ class Outlet:
 
     def _refuse(self, sending: Sending) -> None:
         """A queue refused the message: try again, for a while."""
-        sending.refusals += 1
         route = sending.route
+        sending.refused_by(route.proofs)
         route.doubt()
         self._say_refused(route)
-        if sending.refusals >= REFUSALS or route.refusing:
+        if sending.refusals >= REFUSALS or sending.refusals_in_all >= REFUSALS_MOST or route.refusing:
             route.refusing = True
-            times = f"{sending.refusals} times" if sending.refusals > 1 else "as it did with the messages before it"
+            count = sending.refusals_in_all
+            times = f"{count} times" if count > 1 else "as it did with the messages before it"
             detail = f"a queue behind {route} has refused it {times}"
             self._park(sending, Refusal(Reason.NACKED, detail))
         elif self._lines.again(sending):

@@ -30,6 +30,8 @@ class Route:
     """The next message of an aggregate need not wait to see whether this one comes back."""
     refusing: bool = False
     """A message was parked for being refused again and again, and none has been confirmed since."""
+    proofs: int = 0
+    """How often it has been proven."""
     refused_at: float | None = None
     """When the log last said that a queue refuses what comes here, in seconds of the monotonic clock."""
 
@@ -40,6 +42,7 @@ class Route:
         """A message was confirmed, and had not come back."""
         self.proven = self.certain = True
         self.refusing = False
+        self.proofs += 1
 
     def doubt(self) -> None:
         """A message came back or was refused, or the connection is a new one."""
@@ -112,7 +115,10 @@ class Sending:
     """What is settled with it."""
     ordinal: int
     refusals: int = 0
-    """How often a queue has refused it."""
+    """How often a queue has refused it since the last message was confirmed on its route."""
+    refusals_in_all: int = 0
+    proofs: int = 0
+    """Those of its route when it was last refused."""
     retrying: bool = False
     """It was refused, and waits until it is tried again."""
     disruptions: int = 0
@@ -123,3 +129,11 @@ class Sending:
         """Where it lies in the stream."""
         origin = self.origin
         return origin.position if isinstance(origin, Replay) else Position(origin.commit_lsn, self.ordinal)
+
+    def refused_by(self, proofs: int) -> None:
+        """A queue has refused it. A queue that takes others meanwhile is alive: that deserves more patience."""
+        if proofs != self.proofs:
+            self.refusals = 0
+        self.proofs = proofs
+        self.refusals += 1
+        self.refusals_in_all += 1

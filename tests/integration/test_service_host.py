@@ -11,12 +11,12 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from relay.broker.properties import COMMANDS, EVENTS, Delivery, Outgoing, Properties
+from relay.broker.properties import COMMANDS, EVENTS, Delivery, Properties
 from relay.errors import BrokerError
 from relay.messaging import Command, Event, Pool, Reply, Service, Transaction, Unprocessable
 from relay.messaging.retry import FAULT_TRIES
 from tests.conftest import VirtualHost
-from tests.support.courier import Courier
+from tests.support.courier import Courier, Outgoing
 from tests.support.database import Database
 from tests.support.link import Link
 from tests.support.waiting import eventually

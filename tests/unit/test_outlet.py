@@ -354,6 +354,31 @@ async def test_a_message_that_is_refused_again_and_again_is_parked_with_its_foll
     assert f"{outlet_module.REFUSALS} times" in stage.parking.stored[0][2]
 
 
+async def refused_while_others_are_taken(stage: Stage, times: int) -> None:
+    """The first message is refused each time it comes; one of another aggregate is taken in between."""
+    await stage.proves(COMMAND)
+    await stage.publish(COMMAND)
+    for attempt in range(times):
+        await stage.nacks(len(stage.sent) - stage.sent[::-1].index("id-1"))
+        await stage.publish(COMMAND._replace(id=f"other-{attempt}", aggregate_id=str(attempt + 10)))
+        await stage.acks(stage.sent.index(f"other-{attempt}") + 1)
+        await until(lambda attempt=attempt: stage.sent.count("id-1") == attempt + 2 or stage.parking.stored)
+
+
+async def test_a_queue_that_takes_others_meanwhile_deserves_more_patience(stage: Stage) -> None:
+    await refused_while_others_are_taken(stage, 3 * outlet_module.REFUSALS)
+    assert stage.parking.stored == []
+
+
+async def test_a_message_that_a_queue_never_takes_is_parked_though_the_queue_takes_others(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlet_module, "REFUSALS_MOST", 20)
+    await refused_while_others_are_taken(stage, 20)
+    assert stage.parking.reasons == [("id-1", "nacked")]
+    assert "20 times" in stage.parking.stored[0][2]
+
+
 async def test_once_a_message_was_parked_for_it_others_of_the_route_are_not_tried_so_often(stage: Stage) -> None:
     """A queue that is full for good must not cost five seconds for each aggregate."""
     await stage.proves(COMMAND)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from relay.broker.window import DELAY_S, FORGET_S, WINDOW_MAX, WINDOW_MIN, Window
+from relay.broker.window import DELAY_S, FORGET_S, WINDOW_LEARNING, WINDOW_MAX, WINDOW_MIN, Window
 
 STEP_S = 0.0005
 """The simulation's clock ticks so often, and as often the publisher has its turn."""
@@ -68,7 +68,7 @@ def test_a_broker_is_kept_busy_and_no_message_waits_long_in_it(latency_s: float,
     broker.run(1)
     assert broker.run(5) > 0.97 * messages_s
     longest_s = max(broker.limits[-2000:]) / messages_s
-    assert longest_s < max(latency_s + 2 * DELAY_S, WINDOW_MIN / messages_s + STEP_S)
+    assert longest_s < max(latency_s + 1.5 * DELAY_S, WINDOW_MIN / messages_s + STEP_S)
 
 
 def test_a_fresh_start_is_at_full_speed_within_some_round_trips() -> None:
@@ -86,17 +86,17 @@ def test_a_broker_far_away_is_given_all_that_may_be_in_flight() -> None:
 def test_a_broker_that_is_slow_is_given_no_more_than_the_least() -> None:
     broker = Broker(0.001, steady(100))
     broker.run(20)
-    assert broker.window.limit <= 1.1 * WINDOW_MIN
+    assert max(broker.limits) == WINDOW_MIN
     assert broker.run(5) > 97
 
 
 def test_a_broker_that_gets_slower_when_flooded_is_not_flooded() -> None:
     def flooded(waiting: int) -> float:
-        return 15_000 if waiting <= 1000 else 15_000 * 1000 / waiting
+        return 13_000 if waiting <= 1000 else 13_000 * 1000 / waiting
 
     broker = Broker(0.002, flooded)
     broker.run(1)
-    assert broker.run(30) > 0.95 * 15_000
+    assert broker.run(30) > 0.95 * 13_000
     assert max(broker.limits) < 1000
 
 
@@ -143,12 +143,22 @@ def test_under_unending_load_the_window_does_not_creep_up() -> None:
     assert broker.run(3 * FORGET_S) > 0.97 * 10_000  # what it costs to measure anew
 
 
+def test_the_window_opens_as_far_as_it_was_when_it_has_learnt() -> None:
+    broker = Broker(0.002, steady(20_000))
+    broker.run(2)
+    opened = broker.window.limit
+    broker.limits.clear()
+    broker.run(FORGET_S)
+    closed = broker.limits.index(WINDOW_LEARNING)
+    assert next(limit for limit in broker.limits[closed:] if limit > WINDOW_LEARNING) > 0.9 * opened
+
+
 def test_the_window_stays_open_for_a_burst_when_little_was_sent_for_long() -> None:
     broker = Broker(0.002, steady(20_000))
     broker.run(2)
     opened = broker.window.limit
     broker.run(3 * FORGET_S, offered=100)
-    assert broker.window.limit == opened
+    assert broker.window.limit > 0.9 * opened
 
 
 def test_a_broker_that_keeps_up_is_never_held_back_to_learn() -> None:
