@@ -30,7 +30,7 @@ REFUSALS: Final = 8
 """How often a queue may refuse a message, with nothing confirmed on its route meanwhile: for about five seconds."""
 
 REFUSALS_MOST: Final = 100
-"""How often a queue may refuse a message whatever else it takes: one that is over the queue's own limit in bytes, say."""
+"""How often a queue may refuse a message whatever else it takes: one over the queue's own limit in bytes, say."""
 
 RETRY_FIRST_S: Final = 0.05
 RETRY_CAP_S: Final = 2.0

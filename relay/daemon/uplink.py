@@ -78,7 +78,7 @@ class Uplink:
     def send(self, sending: Sending) -> None:
         """Take a message over: it leaves at once, or as soon as there is room, after those that wait already."""
         publisher = self._publisher
-        if publisher is None or not self.has_room:
+        if publisher is None or self._ready or self._suspects or not publisher.has_room:
             self._ready.append(sending)
             self._flush()
         elif not self._publish(publisher, sending):
