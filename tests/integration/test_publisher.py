@@ -12,14 +12,13 @@ from relay.broker.consumer import Consumer
 from relay.broker.encoding import Flaw, Template, Unsendable
 from relay.broker.properties import HeaderValue, Properties, Varying
 from relay.broker.publisher import Outcome, Publisher
-from relay.demo.rabbitmq import PrivateRabbitMQ
 from relay.errors import BrokerAway, BrokerError
 from tests.conftest import VirtualHost
+from tests.support.picky import MESSAGE_BYTES_MAX, PickyBroker
 
 CONFIRMED, RETURNED, NACKED = Outcome.CONFIRMED, Outcome.RETURNED, Outcome.NACKED
 EXCHANGE = "relay.events"
 WAIT_S = 30.0
-MESSAGE_BYTES_MAX = 1_000_000
 
 
 class Desk:
@@ -227,29 +226,14 @@ async def test_heartbeats_go_on_while_messages_are_published_and_in_silence(vhos
         assert (await desk.outcomes())["last"] is CONFIRMED
 
 
-class Broker(PrivateRabbitMQ):
-    """A broker that takes small messages only, and whose memory can be made to run out."""
-
-    def _configure(self) -> None:
-        super()._configure()
-        configured = (self.directory / "rabbitmq.conf").read_text()
-        self._private.write("rabbitmq.conf", f"{configured}max_message_size = {MESSAGE_BYTES_MAX}\n")
-
-    async def control(self, *command: str) -> None:
-        """What an administrator says to it."""
-        program = self._program.with_name("rabbitmqctl")
-        done = await asyncio.to_thread(self._account.run, program, *command, env=self._environment())
-        assert done.returncode == 0, done.stdout
-
-
 @pytest.fixture(scope="module")
-def own_broker() -> Iterator[Broker]:
-    with Broker() as broker:
+def own_broker() -> Iterator[PickyBroker]:
+    with PickyBroker() as broker:
         yield broker
 
 
 async def test_a_body_larger_than_the_broker_takes_closes_the_channel_and_is_known_as_the_cause(
-    own_broker: Broker,
+    own_broker: PickyBroker,
 ) -> None:
     async with Desk.at(own_broker.amqp_url()) as desk:
         await desk.queue("orders")
@@ -262,11 +246,10 @@ async def test_a_body_larger_than_the_broker_takes_closes_the_channel_and_is_kno
         assert desk.publisher.unsettled() == ["a"]
 
 
-async def test_a_broker_short_of_memory_is_back_pressure_until_it_has_some_again(own_broker: Broker) -> None:
+async def test_a_broker_short_of_memory_is_back_pressure_until_it_has_some_again(own_broker: PickyBroker) -> None:
     async with Desk.at(own_broker.amqp_url()) as desk:
         await desk.queue("orders")
-        await own_broker.control("set_vm_memory_high_watermark", "0.0000001")
-        try:
+        async with own_broker.short_of_memory():
             desk.publish("a")  # a broker tells those who publish
             async with asyncio.timeout(WAIT_S):
                 blocked = asyncio.Event()
@@ -276,14 +259,12 @@ async def test_a_broker_short_of_memory_is_back_pressure_until_it_has_some_again
             assert "memory" in str(desk.connection.blocked)
             assert not desk.publisher.has_room
             assert desk.settled == []
-        finally:
-            await own_broker.control("set_vm_memory_high_watermark", "0.4")
         await desk.until(lambda: desk.publisher.has_room)
         assert desk.connection.blocked is None
         assert await desk.outcomes() == {"a": CONFIRMED}
 
 
-async def test_a_broker_that_hangs_up_is_away_and_no_message_is_to_blame(own_broker: Broker) -> None:
+async def test_a_broker_that_hangs_up_is_away_and_no_message_is_to_blame(own_broker: PickyBroker) -> None:
     async with Desk.at(own_broker.amqp_url()) as desk:
         await desk.queue("orders")
         await own_broker.control("close_all_connections", "maintenance")
