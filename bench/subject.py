@@ -1,0 +1,136 @@
+"""The relay as its users run it: a process, started from a checkout, watched from outside."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from signal import SIGTERM
+from typing import Final, Self
+
+from bench.helper import MeasurementFailed
+from bench.machine import cpu_s, peak_memory_mb
+
+START_S: Final = 60.0
+"""How long the relay may take to stream. A slot waits for transactions that are open."""
+
+END_S: Final = 30.0
+"""How long it may take to end after SIGTERM."""
+
+LAST_LINES: Final = 20
+
+NAME: Final = "bench"
+"""The name of the source."""
+
+
+def command(
+    directory: Path, *arguments: str, environment: Mapping[str, str], profile: Path | None = None
+) -> subprocess.Popen[str]:
+    """A verb of the relay in that checkout, with no settings but these. cProfile writes to `profile` at its end."""
+    profiler = () if profile is None else ("-m", "cProfile", "-o", str(profile))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    return subprocess.Popen(
+        (sys.executable, *profiler, "-m", "relay", *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=directory,
+        env={**inherited, **environment, "PYTHONPATH": str(directory)},
+    )
+
+
+def migrate(directory: Path, dsn: str) -> None:
+    """`relay migrate`: the schema that this relay wants."""
+    process = command(directory, "migrate", environment={"RELAY_SOURCE__0__DSN": dsn})
+    _, said = process.communicate(timeout=START_S)
+    if process.returncode != 0:
+        raise MeasurementFailed(f"relay migrate ended with status {process.returncode}:\n{said}")
+
+
+class Relay:
+    """`relay run` on one slot. From `streaming` on it works; what it used until then is not counted."""
+
+    def __init__(self, directory: Path, dsn: str, amqp_url: str, slot: str, profile: Path | None = None) -> None:
+        settings = {
+            "RELAY_SOURCE__0__DSN": dsn,
+            "RELAY_SOURCE__0__NAME": NAME,
+            "RELAY_SOURCE__0__SLOT": slot,
+            "RELAY_BROKER__URL": amqp_url,
+            "RELAY_HTTP__LISTEN": "",
+            "RELAY_LOG_FORMAT": "json",
+        }
+        self._process = command(directory, "run", environment=settings, profile=profile)
+        self._lines: list[str] = []
+        self._actions: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._started_cpu_s = 0.0
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101  it is a pipe
+        for line in self._process.stderr:
+            self._lines.append(line.rstrip())
+            try:
+                action = str(json.loads(line)["action"])
+            except (ValueError, KeyError):
+                continue
+            if action == "streaming":
+                self._started_cpu_s = cpu_s(self._process.pid)
+            self._actions.put(action)
+        self._actions.put("")
+
+    def streaming(self) -> None:
+        """Wait until it streams. Raises MeasurementFailed."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                action = self._actions.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise self.failure(f"did not stream within {START_S:g} s") from None
+            if action == "streaming":
+                return
+            if not action:
+                raise self.failure("ended before it streamed")
+
+    def check(self) -> None:
+        """Raises MeasurementFailed when it has ended."""
+        if self._process.poll() is not None:
+            raise self.failure(f"ended with status {self._process.returncode}")
+
+    def used_cpu_s(self) -> float:
+        """CPU time since it began to stream."""
+        self.check()
+        return cpu_s(self._process.pid) - self._started_cpu_s
+
+    def peak_memory_mb(self) -> float:
+        """The most memory that it has had, its start included."""
+        self.check()
+        return peak_memory_mb(self._process.pid)
+
+    def stop(self) -> None:
+        """End it in good order. Raises MeasurementFailed when it does not."""
+        self._process.send_signal(SIGTERM)
+        try:
+            status = self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            raise self.failure(f"did not end within {END_S:g} s after SIGTERM") from None
+        if status != 0:
+            raise self.failure(f"ended with status {status} after SIGTERM")
+
+    def failure(self, what: str) -> MeasurementFailed:
+        """An error with its last words."""
+        return MeasurementFailed("\n".join((f"the relay {what}; its last words:", *self._lines[-LAST_LINES:])))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join(END_S)
