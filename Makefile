@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check format coverage bench clean
+.PHONY: help demo test unit check format coverage chaos bench clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -30,6 +30,11 @@ format: $(VENV)/dev ## put the code into shape
 
 coverage: $(VENV)/dev ## every test, with branches covered
 	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+FAULTS ?= 200
+
+chaos: $(VENV)/dev ## many faults in an order of chance, and the verdict: make chaos FAULTS=200 SEED=7
+	@CHAOS_FAULTS=$(FAULTS) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos/test_storm.py tests/chaos/test_parking_storm.py -s $(ARGS)
 
 bench: $(VENV)/bench $(if $(shell command -v javac),$(VENV)/peer) ## measure speed and memory, write docs/performance.md; FULL=1: the whole matrix
 	@$(BIN)/python -m bench $(if $(FULL),--full) $(ARGS)

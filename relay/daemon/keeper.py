@@ -25,9 +25,16 @@ class Keeper:
     """Writes relay.checkpoint while there is traffic, and only then: an idle relay writes no WAL of its own."""
 
     def __init__(
-        self, control: AsyncConnection[TupleRow], slot: str, outlet: Outlet, progress: Progress, parking: Parking
+        self,
+        control: AsyncConnection[TupleRow],
+        name: str,
+        slot: str,
+        outlet: Outlet,
+        progress: Progress,
+        parking: Parking,
     ) -> None:
         self._control = control
+        self._name = name
         self._slot = slot
         self._outlet = outlet
         self._progress = progress
@@ -50,7 +57,7 @@ class Keeper:
 
     async def verify(self) -> None:
         """Raise SynchronousStandby when PostgreSQL lets every COMMIT wait for the relay."""
-        await verify_asynchronous(self._control, self._slot)
+        await verify_asynchronous(self._control, self._name)
         self._verified_at = time.monotonic()
 
     async def write_news(self) -> None:

@@ -22,7 +22,7 @@ from relay.parking.request import ASKED
 from relay.tasks import Beside, end
 from relay.wal.connection import connect, fetch_one, listen, refusal
 from relay.wal.lsn import format_lsn
-from relay.wal.slot import find_slot, verify_server
+from relay.wal.slot import find_slot, verify_asynchronous, verify_server
 from relay.wal.stream import Stream
 
 STATUS_EVERY_S: Final = 10.0
@@ -78,6 +78,8 @@ class Session:
         await verify_server(control)
         start = Start(self._source, control, self._status, self._log)
         await start.turn()
+        # Before anything else: a COMMIT that waits for us holds up the creation of a slot.
+        await verify_asynchronous(control, self._label)
         parking = await Parking.open(self._dsn, self._label, self._source.slot, self._source.parked_limit, self._log)
         stack.push_async_callback(parking.close)
         outlet = Outlet(self._source, self._broker, parking, self._status, self._log)
@@ -89,8 +91,7 @@ class Session:
                 raise SourceAway(f"slot {self._source.slot} was dropped just now")
             await stream.start(self._source.slot, self._source.publication)
             pump = Pump(stream, outlet, slot.confirmed_flush_lsn, self._log)
-            keeper = Keeper(control, self._source.slot, outlet, pump.progress, parking)
-            await keeper.verify()
+            keeper = Keeper(control, self._label, self._source.slot, outlet, pump.progress, parking)
             beside.add(pump.report(await _status_interval(control)), keeper.run(), self._partitions(pump).run())
             await self._flow(beside, outlet, pump, keeper)
 

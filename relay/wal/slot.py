@@ -1,5 +1,6 @@
 """The replication slot and the publication of a source: inspected, verified, created."""
 
+import re
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
@@ -34,6 +35,10 @@ class PublicationMissing(SourceError):
 
 class PublicationIncomplete(SourceError):
     """The publication does not contain what the relay captures."""
+
+
+_STANDBY_TOKEN: Final = re.compile(r'"(?:[^"]|"")*"|[()]|[^\s,()"]+')
+"""Of synchronous_standby_names: a quoted name, a bracket, or a plain name, keyword or number."""
 
 
 class SynchronousStandby(SourceError):
@@ -86,19 +91,26 @@ async def find_slot(connection: AsyncConnection[TupleRow], name: str) -> Slot | 
     return Slot(name, plugin, database, wal_status, parse_lsn(confirmed) if confirmed else NOWHERE)
 
 
-async def verify_asynchronous(connection: AsyncConnection[TupleRow], slot: str) -> None:
-    """Raise SynchronousStandby when COMMITs wait, or may come to wait, for whoever streams from the slot.
+async def verify_asynchronous(connection: AsyncConnection[TupleRow], application_name: str) -> None:
+    """Raise SynchronousStandby when COMMITs wait, or may come to wait, for a stream of that name.
 
-    `potential` is a standby that takes the place of a synchronous one which is lost.
+    By the setting, as pg_stat_replication hides sync_state from whoever is not in pg_read_all_stats.
     """
-    query: LiteralString = """
-        SELECT application_name, sync_state FROM pg_stat_replication
-        JOIN pg_replication_slots ON active_pid = pid
-        WHERE slot_name = %s AND sync_state IN ('sync', 'potential', 'quorum')
+    row = await fetch_one(connection, "SELECT current_setting('synchronous_standby_names')")
+    if row is not None and names_standby(row[0], application_name):
+        raise SynchronousStandby(f"{application_name} is a synchronous standby by synchronous_standby_names = {row[0]}")
+
+
+def names_standby(setting: str, application_name: str) -> bool:
+    """Whether synchronous_standby_names makes a standby of that name synchronous, at once or after the loss of others.
+
+    FIRST 2 (a, "b c"), ANY 1 (*), 2 (a, b), or just a list; a name is compared without regard to case, and * is every
+    name. Source: PostgreSQL's syncrep_scanner.l, syncrep_gram.y and SyncRepGetStandbyPriority.
     """
-    row = await fetch_one(connection, query, (slot,))
-    if row is not None:
-        raise SynchronousStandby(f"PostgreSQL has made {row[0]} a synchronous standby (sync_state {row[1]})")
+    tokens = _STANDBY_TOKEN.findall(setting)
+    names = tokens[tokens.index("(") + 1 :] if "(" in tokens else tokens
+    plain = (name[1:-1].replace('""', '"') if name.startswith('"') else name for name in names)
+    return any(name == "*" or name.lower() == application_name.lower() for name in plain)
 
 
 async def drop_slot(connection: AsyncConnection[TupleRow], name: str) -> None:
