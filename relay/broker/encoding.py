@@ -94,6 +94,7 @@ class Template:
         "_names",
         "_publish",
         "_tail",
+        "_watched",
         "exchange",
         "routing_key",
     )
@@ -106,12 +107,13 @@ class Template:
             self._publish = _BASIC.to_bytes(2, "big") + _PUBLISH.to_bytes(2, "big") + b"".join(names)
             self._content_type = b"" if common.content_type is None else _short(common.content_type)
             pieces: list[bytes] = []
-            _put_headers(pieces, common.headers, ())
+            _put_headers(pieces, common.headers, _READ_BY_THE_BROKER, ())
             self._headers = b"".join(pieces)
             self._tail = b"".join(_short(text) for text in (common.type, common.app_id) if text is not None)
         except (UnicodeError, ValueError, StructError, OverflowError) as error:
             raise _unencodable(f"messages for {exchange} with routing key {routing_key!r}", error) from None
         self._names = common.headers.keys()
+        self._watched = self._names | _READ_BY_THE_BROKER.keys()
         self._flags = (
             _HEADERS
             | _DELIVERY_MODE
@@ -134,7 +136,7 @@ class Template:
         fields: list[bytes] = []
         tail = [_PERSISTENT]
         try:
-            _put_headers(fields, headers, self._names)
+            _put_headers(fields, headers, self._watched, self._names)
             if correlation_id is not None:
                 flags |= _CORRELATION_ID
                 tail.append(_short(correlation_id))
@@ -235,11 +237,14 @@ def _text_header(name: str) -> bytes:
     return _short(name) + b"S"
 
 
-def _put_headers(pieces: list[bytes], headers: Mapping[str, HeaderValue], without: Container[str]) -> None:
+def _put_headers(
+    pieces: list[bytes], headers: Mapping[str, HeaderValue], watched: Container[str], without: Container[str]
+) -> None:
+    """Write headers, but those in `without`. Only names in `watched` need a second look."""
     for name, value in headers.items():
-        if name in without:
-            continue
-        if name in _READ_BY_THE_BROKER:
+        if name in watched:
+            if name in without:
+                continue
             acceptable, form = _READ_BY_THE_BROKER[name]
             if not acceptable(value):
                 raise ValueError(f"header {name} has to be {form}")

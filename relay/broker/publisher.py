@@ -1,7 +1,7 @@
 """Publishing on one channel with pipelined confirms: the only code that publishes."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import chain
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
@@ -174,22 +174,19 @@ class Publisher(Generic[Token]):
             return
         tag = frame.method.delivery_tag
         outcome = Outcome.NACKED if isinstance(frame.method, Basic.Nack) else Outcome.CONFIRMED
-        if frame.method.multiple:
-            for one in range(self._oldest, min(tag, self._newest) + 1):
-                self._settle(one, outcome)
-        else:
-            self._settle(tag, outcome)
+        self._settle(range(self._oldest, min(tag, self._newest) + 1) if frame.method.multiple else (tag,), outcome)
         while self._oldest <= self._newest and self._oldest not in self._in_flight:
             self._oldest += 1
         self._window.settled(self._oldest)
         self._look()
         self._freed()
 
-    def _settle(self, tag: int, outcome: Outcome) -> None:
-        waiting = self._in_flight.pop(tag, None)
-        if waiting is None:
-            return
-        self._bytes -= waiting.size
-        if waiting.returned and outcome is Outcome.CONFIRMED:
-            outcome = Outcome.RETURNED
-        self._settled(waiting.token, outcome)
+    def _settle(self, tags: Iterable[int], outcome: Outcome) -> None:
+        pop, settled = self._in_flight.pop, self._settled
+        for tag in tags:
+            waiting = pop(tag, None)
+            if waiting is None:
+                continue
+            token, _, _, size, returned = waiting
+            self._bytes -= size
+            settled(token, Outcome.RETURNED if returned and outcome is Outcome.CONFIRMED else outcome)

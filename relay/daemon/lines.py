@@ -27,6 +27,8 @@ class Lines:
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
         self._lines: dict[Aggregate, Line] = {}
+        self.idle = not strict
+        """Whether everything on a certain route passes at once, and nobody waits."""
         self.held = 0
         """Messages that wait here: for another one, or to be tried again."""
         self.held_bytes = 0
@@ -35,8 +37,6 @@ class Lines:
     def enter(self, sending: Sending) -> bool:
         """Whether the message may leave now. If not, it waits behind those of its aggregate that came before."""
         alone = self._strict or not sending.route.certain or sending.refusals
-        if not alone and not self._lines:
-            return True
         aggregate = sending.message[2:4]
         line = self._lines.get(aggregate)
         if line is not None:
@@ -44,12 +44,11 @@ class Lines:
             return False
         if alone:
             self._lines[aggregate] = Line(sending)
+            self.idle = False
         return True
 
     def leave(self, sending: Sending) -> list[Sending]:
         """The message needs nothing any more. Who may leave now because of that, in their order."""
-        if not self._lines:
-            return []
         aggregate = sending.message[2:4]
         line = self._lines.get(aggregate)
         if line is None or line.head is not sending:
@@ -64,6 +63,7 @@ class Lines:
         is strict.
         """
         line = self._lines.setdefault(sending.message[2:4], Line(sending))
+        self.idle = False
         head = line.head
         if head is not sending:
             if head is None or not head.retrying or sending.position > head.position:
@@ -89,6 +89,7 @@ class Lines:
         held = [sending for line in self._lines.values() for sending in line.waiting]
         held += [line.head for line in self._lines.values() if line.head is not None and self.retry(line.head)]
         self._lines.clear()
+        self.idle = not self._strict
         self.held = self.held_bytes = 0
         return held
 
@@ -102,6 +103,7 @@ class Lines:
                 line.head = following
                 return released
         del self._lines[aggregate]
+        self.idle = not self._lines and not self._strict
         return released
 
     def _wait(self, line: Line, sending: Sending) -> None:

@@ -94,7 +94,9 @@ class Outlet:
     def has_room(self) -> bool:
         """Whether `publish` may be called."""
         lines = self._lines
-        return self._uplink.has_room and lines.held < HOLD and lines.held_bytes < HOLD_BYTES and self._parking.has_room
+        if not self._uplink.has_room or lines.held >= HOLD or lines.held_bytes >= HOLD_BYTES:
+            return False
+        return self._index.empty or self._parking.has_room
 
     async def room(self) -> None:
         """Wait until there is room: for as long as the broker is away, if need be."""
@@ -148,7 +150,7 @@ class Outlet:
         if len(message.payload) > self._max_message_bytes:
             detail = f"its body has {len(message.payload)} bytes, and max_message_bytes is {self._max_message_bytes}"
             self._park(sending, Refusal(Reason.TOO_LARGE, detail))
-        elif self._lines.enter(sending):
+        elif (route.certain and self._lines.idle) or self._lines.enter(sending):
             self._uplink.send(sending)
 
     async def replay(self, message: Message, position: Position) -> Refusal | None:
@@ -206,11 +208,12 @@ class Outlet:
         )
 
     def _judge(self, sending: Sending, outcome: Outcome) -> None:
-        route = sending.route
         if outcome is Outcome.CONFIRMED:
-            if not route.proven or route.refusing:
-                route.prove()
-            self._settle(sending)
+            if not sending.route.proven:
+                sending.route.prove()
+            sending.origin.settle()
+            if not self._lines.idle:
+                self._release(self._lines.leave(sending))
         elif outcome is Outcome.NACKED:
             self._refuse(sending)
         else:

@@ -57,7 +57,7 @@ class Uplink:
         self._publisher: Publisher[Sending] | None = None
         self._ready: deque[Sending] = deque()
         self._suspects: set[Sending] = set()
-        self._settled = False
+        self._progressed = False
 
     @property
     def connected(self) -> bool:
@@ -95,7 +95,7 @@ class Uplink:
             try:
                 await self._serve()
             except BrokerAway as away:
-                if self._settled:
+                if self._progressed:
                     backoff.reset()
                 self._disconnected(away)
                 seconds = backoff.next()
@@ -106,15 +106,16 @@ class Uplink:
 
     async def _serve(self) -> None:
         """One connection, from its beginning to its end. Raises the reason of its end."""
-        self._settled = False
+        self._progressed = False
         connection = await Connection.open(self._url, name=self._name)
         try:
             await declare_exchanges(await connection.channel())
-            publisher: Publisher[Sending] = await Publisher.open(connection, self._on_settled, self._on_freed)
+            settled = self._on_suspect if self._suspects else self._tell.judge
+            publisher: Publisher[Sending] = await Publisher.open(connection, settled, self._on_freed)
             connection.on_blocking(lambda: self._say_blocked(connection.blocked))
             self._publisher = publisher
             self._status.broker_found()
-            self._on_freed()
+            self._look()
             raise await asyncio.shield(publisher.channel.closed)
         finally:
             await connection.close()
@@ -151,13 +152,16 @@ class Uplink:
             self._status.broker_unblocks()
             self._log.info("broker_unblocked", "RabbitMQ takes messages again")
 
-    def _on_settled(self, sending: Sending, outcome: Outcome) -> None:
-        self._settled = True
-        if self._suspects:
-            self._suspects.discard(sending)
+    def _on_suspect(self, sending: Sending, outcome: Outcome) -> None:
+        """The broker has taken it, so it was not the one."""
+        self._suspects.discard(sending)
         self._tell.judge(sending, outcome)
 
     def _on_freed(self) -> None:
+        self._progressed = True
+        self._look()
+
+    def _look(self) -> None:
         self._flush()
         self._tell.changed()
 
