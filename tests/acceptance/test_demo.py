@@ -15,11 +15,11 @@ import pytest
 
 from relay.demo.audit import audit, unsettled
 from relay.demo.load import place_orders
+from tests.support.mailbox import QUEUE_IS_DURABLE_S
 from tests.support.waiting import eventually
 
 READY_S = 120.0
 SETTLE_S = 120.0
-QUEUES_SAVED_S = 5.0
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -103,9 +103,7 @@ async def test_a_kept_stack_survives_the_death_of_each_of_its_processes() -> Non
 
         services = {name: stack[f"{name}_url"] for name in ("orders", "customers")}
         placing = asyncio.create_task(place_orders(services, 200))
-        # RabbitMQ, which is the last, writes the names of new quorum queues to its disk some seconds after it has made
-        # them. Killed before that, it comes back with a queue that never has a leader (rabbitmq-server, issue 10070).
-        queues_saved = asyncio.create_task(asyncio.sleep(QUEUES_SAVED_S))
+        queues_saved = asyncio.create_task(asyncio.sleep(QUEUE_IS_DURABLE_S))
         for name, pid in stack["pids"].items():
             if name == "rabbitmq":
                 await queues_saved

@@ -26,8 +26,6 @@ LONGEST_FAULT_S = 10.0
 """On average: a restart of RabbitMQ takes longer on a busy machine, and most other faults less."""
 PREPARATION_S = 120.0
 
-QUEUE_IS_DURABLE_S = 2.0
-"""See test_crashes.py: RabbitMQ tells nobody when it would still know a new queue after a SIGKILL."""
 
 CUT_PATIENCE_S = 4.0
 """How long a cut waits for its bytes before it is ordered anew, of whichever relay is active then."""

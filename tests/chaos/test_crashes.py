@@ -12,7 +12,7 @@ from relay.demo.rabbitmq import PrivateRabbitMQ
 from tests.conftest import VirtualHost
 from tests.support.bookkeeper import bookkeeper
 from tests.support.database import Database, Databases
-from tests.support.mailbox import Mailbox, mailbox
+from tests.support.mailbox import QUEUE_IS_DURABLE_S, Mailbox, mailbox
 from tests.support.process import RelayProcess
 from tests.support.servers import with_roles
 from tests.support.verdict import assert_delivered, assert_effects_single, committed_messages
@@ -55,11 +55,6 @@ async def test_the_relay_is_killed_ten_times_in_mid_stream(database: Database, v
         async with RelayProcess(database.dsn, vhost.user_url("relay")) as relay:
             await all_arrived(database, box, writers)
             assert await relay.end() == 0
-
-
-QUEUE_IS_DURABLE_S = 2.0
-"""RabbitMQ 3.10 forgets a quorum queue, messages and all, that was declared about half a second before a SIGKILL: it
-writes its list of queues lazily, and tells nobody when it has."""
 
 
 @pytest.fixture

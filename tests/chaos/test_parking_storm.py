@@ -11,9 +11,9 @@ from tests.chaos.conftest import Servers
 from tests.chaos.operator import Operator
 from tests.chaos.pair import RECOVERY_S, Pair
 from tests.chaos.plan import Kind, announce, plan
-from tests.chaos.storm import FAULTS, QUEUE_IS_DURABLE_S, SEED, Storm, assert_repeats_excused, timeout_s
+from tests.chaos.storm import FAULTS, SEED, Storm, assert_repeats_excused, timeout_s
 from tests.support.database import Database
-from tests.support.mailbox import mailbox
+from tests.support.mailbox import QUEUE_IS_DURABLE_S, mailbox
 from tests.support.verdict import assert_delivered
 from tests.support.writer import Writers
 

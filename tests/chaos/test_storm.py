@@ -11,8 +11,8 @@ import pytest
 from tests.chaos.conftest import Servers
 from tests.chaos.pair import Pair
 from tests.chaos.plan import announce, plan
-from tests.chaos.storm import FAULTS, QUEUE_IS_DURABLE_S, SEED, Storm, assert_repeats_excused, timeout_s
-from tests.support.mailbox import mailbox
+from tests.chaos.storm import FAULTS, SEED, Storm, assert_repeats_excused, timeout_s
+from tests.support.mailbox import QUEUE_IS_DURABLE_S, mailbox
 from tests.support.verdict import assert_delivered, committed_messages
 from tests.support.writer import Writers
 

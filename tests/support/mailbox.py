@@ -13,6 +13,9 @@ from relay.errors import BrokerAway
 ARRIVAL_S = 60.0
 RETRY_S = 0.2
 PREFETCH = 500
+QUEUE_IS_DURABLE_S = 4.0
+"""RabbitMQ writes the names of new quorum queues to its disk lazily, and tells nobody when it has. Killed before that,
+it forgets a queue, or comes back with one that never has a leader (rabbitmq-server, issue 10070)."""
 QUORUM = {"x-queue-type": "quorum"}
 
 
