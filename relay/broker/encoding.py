@@ -37,13 +37,15 @@ _METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
 _BASIC, _PUBLISH = 60, 40
 _MANDATORY = 0b1
 _PERSISTENT = b"\x02"
+_CONTENT_BYTES = 18
+"""Of a content header: class, weight, body size, flags, and the size of the header table."""
 
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 1 << 15, 1 << 13, 1 << 12, 1 << 10
 _REPLY_TO, _MESSAGE_ID, _TIMESTAMP, _TYPE, _APP_ID = 1 << 9, 1 << 7, 1 << 6, 1 << 5, 1 << 3
 """The flags that say which properties follow, in this order."""
 
 _frame = Struct(">BHI").pack
-_content = Struct(">HHQH").pack
+_content = Struct(">IHHQH").pack
 _publish = Struct(">HHH").pack
 _u32 = Struct(">I").pack
 _u64 = Struct(">Q").pack
@@ -91,8 +93,10 @@ class Template:
         "_content_type",
         "_flags",
         "_headers",
+        "_headers_size",
         "_names",
         "_publish",
+        "_size",
         "_tail",
         "_watched",
         "exchange",
@@ -121,6 +125,8 @@ class Template:
             | (_TYPE if common.type is not None else 0)
             | (_APP_ID if common.app_id is not None else 0)
         )
+        self._headers_size = len(self._headers)
+        self._size = _CONTENT_BYTES + len(self._content_type) + self._headers_size + len(self._tail)
         self._channel_number = 0
         self._beginning = b""
 
@@ -153,30 +159,32 @@ class Template:
         except (UnicodeError, ValueError, StructError, OverflowError) as error:
             raise _unencodable(f"message {message_id!r}", error) from None
         own = b"".join(fields)
-        body_size = len(body)
-        content = b"".join((
-            _content(_BASIC, 0, body_size, flags),
-            self._content_type,
-            _u32(len(self._headers) + len(own)),
-            self._headers,
-            own,
-            *tail,
-            self._tail,
-        ))  # fmt: skip
+        ending = b"".join(tail)
+        own_size, body_size = len(own), len(body)
+        size = self._size + own_size + len(ending)
         payload_max = frame_max - FRAME_OVERHEAD
-        if len(content) > payload_max:
+        if size > payload_max:
             raise Unsendable(
-                f"message {message_id!r} has {len(content):,} bytes of headers and properties; "
+                f"message {message_id!r} has {size:,} bytes of headers and properties; "
                 f"a frame of this broker has room for {payload_max:,}",
                 Flaw.TOO_LARGE,
             )
+        pieces = (
+            self._beginning,
+            _content(size, _BASIC, 0, body_size, flags),
+            self._content_type,
+            _u32(self._headers_size + own_size),
+            self._headers,
+            own,
+            ending,
+            self._tail,
+            _END,
+        )
         if body_size > payload_max:
-            begun = (self._beginning, _u32(len(content)), content, _END)
-            return b"".join((*begun, *_body_frames(body, channel_number, payload_max)))
+            return b"".join((*pieces, *_body_frames(body, channel_number, payload_max)))
         if not body_size:
-            return b"".join((self._beginning, _u32(len(content)), content, _END))
-        body_begins = _frame(_BODY, channel_number, body_size)
-        return b"".join((self._beginning, _u32(len(content)), content, _END, body_begins, body, _END))
+            return b"".join(pieces)
+        return b"".join((*pieces, _frame(_BODY, channel_number, body_size), body, _END))
 
     def _address(self, channel_number: int) -> None:
         """What the frames on this channel begin with: all of the method frame, and the next one up to its size."""
