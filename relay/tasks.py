@@ -63,16 +63,22 @@ class Beside:
         """Let more run beside."""
         self._tasks |= {asyncio.ensure_future(one) for one in work}
 
+    def _raise(self) -> None:
+        """What ended one of the tasks: also one that ended while nothing was being done."""
+        for one in self._tasks:
+            if one.done():
+                one.result()
+
     async def do(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Do some work; raises at once what one of the tasks raises."""
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
-                beside = {one for one in self._tasks if not one.done()}
-                await asyncio.wait({task, *beside}, return_when=asyncio.FIRST_COMPLETED)
-                for one in beside:
-                    if one.done():
-                        one.result()
+                self._raise()
+                await asyncio.wait(
+                    {task, *(one for one in self._tasks if not one.done())}, return_when=asyncio.FIRST_COMPLETED
+                )
+            self._raise()
             return task.result()
         finally:
             await end(task)

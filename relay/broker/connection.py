@@ -22,8 +22,9 @@ ACCESS_REFUSED: Final = 403
 NOT_FOUND: Final = 404
 PRECONDITION_FAILED: Final = 406
 NOT_ALLOWED: Final = 530
+INTERNAL_ERROR: Final = 541
 
-DISRUPTIONS: Final = frozenset({311, PRECONDITION_FAILED, 501, 502, 503, 505, 540, 541})
+DISRUPTIONS: Final = frozenset({311, PRECONDITION_FAILED, 501, 502, 503, 505, 540, INTERNAL_ERROR})
 """Reply codes of a close that a message may have caused: content too large, precondition failed, frame error, syntax
 error, command invalid, unexpected frame, not implemented, internal error. Source: AMQP 0-9-1, 1.2."""
 

@@ -53,6 +53,7 @@ class Keeper:
                 self._parking.wake()
             if time.monotonic() - self._verified_at > VERIFY_EVERY_S:
                 await self.verify()
+            self._outlet.show()
             await self.write_news()
 
     async def verify(self) -> None:

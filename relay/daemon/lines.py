@@ -84,6 +84,14 @@ class Lines:
             return True
         return False
 
+    def overtakes(self, sending: Sending) -> bool:
+        """Whether a message that was let go and has not left yet has to wait after all, for who was refused."""
+        line = self._lines.get(sending.message[2:4]) if self._lines else None
+        if line is None or line.head is None or line.head.position >= sending.position:
+            return False
+        self._wait(line, sending)
+        return True
+
     def clear(self) -> list[Sending]:
         """Forget all lines. Returns who waited in them, or to be tried again."""
         held = [sending for line in self._lines.values() for sending in line.waiting]

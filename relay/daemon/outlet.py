@@ -20,7 +20,7 @@ from relay.errors import RelayError
 from relay.log import SourceLog
 from relay.parking.index import Reason, Refusal, Verdict
 from relay.tasks import end
-from relay.wal.lsn import Position
+from relay.wal.lsn import Lsn, Position
 
 HOLD: Final = 1000
 HOLD_BYTES: Final = 8_000_000
@@ -31,6 +31,10 @@ REFUSALS: Final = 8
 
 REFUSALS_MOST: Final = 100
 """How often a queue may refuse a message whatever else it takes: one over the queue's own limit in bytes, say."""
+
+REFUSING_S: Final = 10.0
+"""For so long after a message was parked for being refused, the next one on its route is parked at its first refusal: a
+queue that is full for good must not cost five seconds for each aggregate."""
 
 RETRY_FIRST_S: Final = 0.05
 RETRY_CAP_S: Final = 2.0
@@ -153,6 +157,10 @@ class Outlet:
         elif (route.certain and self._lines.idle) or self._lines.enter(sending):
             self._uplink.send(sending)
 
+    def passed(self, lsn: Lsn) -> None:
+        """Everything that was committed before `lsn` has been handed over."""
+        self._index.passed(lsn)
+
     async def replay(self, message: Message, position: Position) -> Refusal | None:
         """Publish a parked message under its own id; None when a queue has it, else why it stays parked.
 
@@ -166,7 +174,7 @@ class Outlet:
         if len(message.payload) > self._max_message_bytes:
             return Refusal(Reason.TOO_LARGE, f"its body has {len(message.payload)} bytes")
         lane = message.lane
-        replays = self._replays.setdefault(lane, Replays())
+        replays = self._replays.setdefault(lane, Replays(position))
         replays.pending += 1
         replay = Replay(position, replays, asyncio.get_running_loop().create_future())
         try:
@@ -186,9 +194,13 @@ class Outlet:
 
     def changed(self) -> None:
         """There may be room now, or everything settled, or the broker gone: whoever waits for it looks again."""
+        self.show()
+        self._changed.set()
+
+    def show(self) -> None:
+        """Tell the status how much is on its way, and how much is parked."""
         self._status.in_flight = self.in_flight
         self._status.parked = self._index.count
-        self._changed.set()
 
     def _seen_to(self, message: Message, transaction: Transaction, ordinal: int) -> bool:
         """Whether the message needs no publishing: it is parked behind others, or was parked or replayed before."""
@@ -223,7 +235,9 @@ class Outlet:
         """The message came back: no queue is bound for it."""
         route = sending.route
         route.doubt()
-        if route.policy is OnUnroutable.PARK:
+        if route.policy is OnUnroutable.PARK or (
+            route.policy is OnUnroutable.STOP and isinstance(sending.origin, Replay)
+        ):
             self._park(sending, Refusal(Reason.UNROUTABLE, f"no queue is bound to {route}"))
         elif route.policy is OnUnroutable.STOP:
             self._fail(Unheard(f"{sending.message} was returned: no queue is bound to {route}"))
@@ -236,12 +250,14 @@ class Outlet:
     def _refuse(self, sending: Sending) -> None:
         """A queue refused the message: try again, for a while."""
         route = sending.route
+        now = time.monotonic()
         sending.refused_by(route.proofs)
         route.doubt()
-        self._say_refused(route)
-        if sending.refusals >= REFUSALS or sending.refusals_in_all >= REFUSALS_MOST or route.refusing:
-            route.refusing = True
-            count = sending.refusals_in_all
+        self._say_refused(route, now)
+        count = sending.refusals_in_all
+        most = REFUSALS if isinstance(sending.origin, Replay) else REFUSALS_MOST  # an operator waits for its outcome
+        if sending.refusals >= REFUSALS or count >= most or now < route.refusing_until:
+            route.refusing_until = now + REFUSING_S
             times = f"{count} times" if count > 1 else "as it did with the messages before it"
             detail = f"a queue behind {route} has refused it {times}"
             self._park(sending, Refusal(Reason.NACKED, detail))
@@ -249,9 +265,8 @@ class Outlet:
             delay_s = min(RETRY_CAP_S, RETRY_FIRST_S * 2 ** (sending.refusals - 1))
             asyncio.get_running_loop().call_later(delay_s, self._retry, sending)
 
-    def _say_refused(self, route: Route) -> None:
+    def _say_refused(self, route: Route, now: float) -> None:
         """A queue that is full refuses thousands of messages a second: one line in a while will do."""
-        now = time.monotonic()
         if route.refused_at is None or now - route.refused_at > SAY_REFUSED_EVERY_S:
             route.refused_at = now
             words = f"a queue refuses messages of {route}: they are tried again, and parked if that goes on"
@@ -260,6 +275,7 @@ class Outlet:
     def _retry(self, sending: Sending) -> None:
         if self._lines.retry(sending):
             self._release([sending])
+            self.changed()
 
     def _unsendable(self, sending: Sending, error: Unsendable | HeadersError | Disrupted) -> None:
         reason = Reason.UNENCODABLE
@@ -301,12 +317,16 @@ class Outlet:
         lane = sending.message.lane
         refusal = None
         if isinstance(sending.origin, Replay):
-            refusal = sending.origin.lane.refusal
+            replays, parked = sending.origin.lane, self._index.parked(lane)
+            refusal = replays.refusal
+            if refusal is None and parked and parked[0] < replays.first:
+                refusal = self._behind(lane)
         elif not self._index.empty and self._index.verdict(sending.position, lane) is Verdict.PARK:
             refusal = self._behind(lane)
         if refusal is not None:
             self._park(sending, refusal)
-        return refusal is not None
+            return True
+        return self._lines.overtakes(sending)
 
     def _lost(self, unsettled: Iterable[Sending]) -> list[Sending]:
         """The connection is lost, and with it what was known of routes. Everything begins again, in order."""

@@ -100,6 +100,8 @@ class Pump:
 
     def _keepalive(self, keepalive: Keepalive) -> None:
         self.progress.keepalive(keepalive.wal_end)
+        if self.progress.transaction is None:
+            self._outlet.passed(keepalive.wal_end)
         if keepalive.reply_requested:
             self._due.set()
 

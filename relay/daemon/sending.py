@@ -28,8 +28,9 @@ class Route:
     """A message was confirmed here without coming back, on this connection."""
     certain: bool = False
     """The next message of an aggregate need not wait to see whether this one comes back."""
-    refusing: bool = False
-    """A message was parked for being refused again and again, and none has been confirmed since."""
+    refusing_until: float = 0.0
+    """Until then, in seconds of the monotonic clock, one refusal is enough: a message was parked for being refused, and
+    none has been confirmed since."""
     proofs: int = 0
     """How often it has been proven."""
     refused_at: float | None = None
@@ -41,7 +42,7 @@ class Route:
     def prove(self) -> None:
         """A message was confirmed, and had not come back."""
         self.proven = self.certain = True
-        self.refusing = False
+        self.refusing_until = 0.0
         self.proofs += 1
 
     def doubt(self) -> None:
@@ -83,6 +84,8 @@ class Routes:
 class Replays:
     """The messages of one lane that are being replayed."""
 
+    first: Position
+    """The first of them: what is parked before it was parked meanwhile."""
     pending: int = 0
     refusal: Refusal | None = None
     """Why one of them stays parked, and with it those behind it."""

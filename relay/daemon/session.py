@@ -84,7 +84,7 @@ class Session:
         stack.push_async_callback(parking.close)
         outlet = Outlet(self._source, self._broker, parking, self._status, self._log)
         async with Beside(outlet.run(), parking.run(outlet.replay, outlet.changed)) as beside:
-            stream = await beside.do(self._open(control, outlet, start))
+            stream = await beside.do(self._open(control, outlet, start, parking))
             stack.push_async_callback(stream.close)
             slot = await find_slot(control, self._source.slot)
             if slot is None:
@@ -95,9 +95,9 @@ class Session:
             beside.add(pump.report(await _status_interval(control)), keeper.run(), self._partitions(pump).run())
             await self._flow(beside, outlet, pump, keeper)
 
-    async def _open(self, control: AsyncConnection[TupleRow], outlet: Outlet, start: Start) -> Stream:
+    async def _open(self, control: AsyncConnection[TupleRow], outlet: Outlet, start: Start, parking: Parking) -> Stream:
         """All that comes before the stream. The broker is first: a new slot's snapshot is not to be held for it."""
-        listening = asyncio.ensure_future(listen(control, NEVER_S))
+        listening = asyncio.ensure_future(_listen(control, parking))
         connected = asyncio.ensure_future(outlet.connected())
         try:
             await asyncio.wait({listening, connected}, return_when=asyncio.FIRST_COMPLETED)
@@ -155,6 +155,13 @@ class Session:
                 finishing.result()
         finally:
             await end(finishing, away)
+
+
+async def _listen(control: AsyncConnection[TupleRow], parking: Parking) -> None:
+    """Hear of what operators ask. Runs until cancelled, or raises when the server hangs up."""
+    while True:
+        if await listen(control, NEVER_S):
+            parking.wake()
 
 
 async def _finish(reading: "asyncio.Future[None]", outlet: Outlet) -> None:

@@ -80,6 +80,7 @@ class SourceStatus:
         self._session_reason = reason
         if state not in (State.STARTING, State.ACTIVE):
             self.broker_found()
+            self.in_flight = 0
 
     def broker_lost(self, reason: str) -> None:
         """RabbitMQ cannot be reached; the session goes on. `reason` is a sentence without secrets."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.backoff import Backoff
-from relay.broker.connection import Connection, Disrupted
+from relay.broker.connection import INTERNAL_ERROR, Connection, Disrupted
 from relay.broker.publisher import Outcome, Publisher, Unsendable
 from relay.broker.topology import declare_exchanges
 from relay.capture.envelope import varying
@@ -23,6 +23,10 @@ RETRY_CAP_S: Final = 15.0
 
 DISRUPTIONS: Final = 2
 """When the broker has closed the connection so often over a message that was alone in flight, the message is why."""
+
+DISRUPTIONS_INTERNAL: Final = 5
+"""The same when the broker speaks of an internal error: then the broker itself may be ill. With the pauses between the
+attempts, that is some six seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ class Uplink:
         if len(unsettled) != 1:
             return
         unsettled[0].disruptions += 1
-        if unsettled[0].disruptions >= DISRUPTIONS:
+        if unsettled[0].disruptions >= (DISRUPTIONS_INTERNAL if away.code == INTERNAL_ERROR else DISRUPTIONS):
             self._tell.unsendable(unsettled.pop(), away)
 
     def _say_blocked(self, reason: str | None) -> None:

@@ -6,7 +6,7 @@ from enum import Enum, StrEnum, auto
 from typing import NamedTuple
 
 from relay.capture.message import Lane
-from relay.wal.lsn import Position
+from relay.wal.lsn import Lsn, Position
 
 
 class Reason(StrEnum):
@@ -111,6 +111,11 @@ class Index:
         self._again = None
         self._remembered.clear()
         self._on_reread()
+
+    def passed(self, lsn: Lsn) -> None:
+        """The stream has brought all that was committed before `lsn`."""
+        if self._again is not None and self._again.commit_lsn < lsn:
+            self.forget()
 
     def verdict(self, position: Position, lane: Lane) -> Verdict:
         """What is to become of a message that the stream brings. They are asked about in the order of the stream."""

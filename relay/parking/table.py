@@ -76,8 +76,32 @@ _SLOT: LiteralString = """
 """
 
 
+_REBASE: LiteralString = """
+    WITH moved AS (
+        SELECT commit_lsn, ordinal,
+               coalesce(seq, row_number() OVER (ORDER BY commit_lsn, ordinal) - count(*) OVER () - 1) AS place
+        FROM relay.parked LEFT JOIN relay.outbox
+            ON outbox.created_at = parked.created_at AND outbox.id::text = parked.id
+        WHERE slot = %(slot)s AND commit_lsn <> '0/0'
+    ), forgotten AS (
+        DELETE FROM relay.unparked WHERE slot = %(slot)s AND commit_lsn <> '0/0'
+    )
+    UPDATE relay.parked SET commit_lsn = '0/0', ordinal = place FROM moved
+    WHERE slot = %(slot)s AND parked.commit_lsn = moved.commit_lsn AND parked.ordinal = moved.ordinal
+"""
+
+
 async def load(connection: AsyncConnection[TupleRow], slot: str) -> Memory:
-    """All that is known about a slot. Read it before the stream begins."""
+    """All that is known about a slot. Read it before the stream begins.
+
+    Where a source is started anew, the places of an old stream mean nothing: another slot, perhaps another cluster.
+    Then what is parked gets the place that it has among the rows which are older than the new slot, and which all come
+    again; what is no longer among them comes before those.
+    """
+    state, confirmed = await fetch_one(connection, _SLOT, (slot, slot)) or (None, None)
+    starts = state == State.COPYING or (state is None and confirmed is None)
+    if starts:
+        await connection.execute(_REBASE, {"slot": slot})
     rows = await (await connection.execute(_PARKED, (slot,))).fetchall()
     parked = [
         Known(Position(parse_lsn(lsn), ordinal), Lane(kind_of, aggregate, Kind(kind), destination), Reason(reason))
@@ -86,9 +110,8 @@ async def load(connection: AsyncConnection[TupleRow], slot: str) -> Memory:
     query: LiteralString = "SELECT commit_lsn::text, ordinal FROM relay.unparked WHERE slot = %s"
     rows = await (await connection.execute(query, (slot,))).fetchall()
     remembered = [Position(parse_lsn(lsn), ordinal) for lsn, ordinal in rows]
-    state, confirmed = await fetch_one(connection, _SLOT, (slot, slot)) or (None, None)
     known = [one.position for one in parked] + remembered
-    if state == State.COPYING or confirmed is None:  # the first start: the rows that are older than the slot come again
+    if starts or confirmed is None:
         again = [position for position in known if position.commit_lsn == NOWHERE]
     else:
         begin = parse_lsn(confirmed)

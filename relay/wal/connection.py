@@ -91,17 +91,27 @@ _SESSION: Final[dict[str, str | int]] = {
     "idle_in_transaction_session_timeout": 0,
     "idle_session_timeout": 0,
     "statement_timeout": 0,
+    # The server notices within a minute that a relay's machine is gone, and frees the slot for another. (0 is hours.)
+    "tcp_keepalives_idle": 30,
+    "tcp_keepalives_interval": 10,
+    "tcp_keepalives_count": 3,
 }
 """Values are decoded as text, so their form must not depend on the role's settings; nor may the session's life."""
+
+_HAS_TRANSACTION_TIMEOUT: Final = 170000
+"""PostgreSQL 17 has one more limit on a session's life, and older ones refuse a setting that they do not know."""
 
 
 async def connect(dsn: str, *, name: str, replication: bool = False) -> AsyncConnection[TupleRow]:
     """Connect in autocommit mode. `name` is what pg_stat_activity shows. Raises SourceError or SourceAway."""
     options: dict[str, Any] = {"replication": "database"} if replication else {}
     try:
-        return await AsyncConnection.connect(prepared(dsn, name), autocommit=True, **options)
+        connection = await AsyncConnection.connect(prepared(dsn, name), autocommit=True, **options)
+        if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+            await connection.execute("SET transaction_timeout = 0")
     except psycopg.Error as error:
         raise refusal(error, dsn) from None
+    return connection
 
 
 def prepared(dsn: str, name: str) -> str:

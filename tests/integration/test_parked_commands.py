@@ -15,8 +15,10 @@ from relay.parking.request import Action
 from relay.wal.lsn import Position
 from tests.conftest import VirtualHost
 from tests.support.database import Database
+from tests.support.link import Link
 from tests.support.mailbox import mailbox
 from tests.support.parking import (
+    SLOT,
     Broker,
     Ended,
     Operator,
@@ -278,3 +280,18 @@ class TestWithARelay:
             order = [name for name, written_by in ids if written_by == aggregate]
             assert [name for name in first if name in set(order)] == order
         assert len(deliveries) <= 2000 + replayer.CHUNK
+
+    async def test_a_first_start_waits_for_the_broker_whatever_operators_ask_meanwhile(
+        self, database: Database, vhost: VirtualHost, broker: Broker, operator: Operator
+    ) -> None:
+        """A slot that is made too soon, and its snapshot, would be held for as long as the broker is away."""
+        async with session(database, broker) as earlier:
+            earlier.park(message(1))
+            await earlier.stored()
+        database.query("UPDATE relay.checkpoint SET state = 'copying'")
+        async with Link(vhost.url, up=False) as link, RelayProcess(database.dsn, link.url, name="orders") as relay:
+            await relay.until("reconnecting")
+            assert await operator("drop", "m1") == Ended(0, "1 message dropped\n", "")
+            assert database.query("SELECT slot_name FROM pg_replication_slots WHERE slot_name = %s", SLOT) == []
+            await link.restore()
+            await relay.until("streaming")

@@ -12,7 +12,7 @@ from relay.parking import table
 from relay.parking.desk import Desk, Selection
 from relay.parking.index import Reason, Verdict
 from relay.parking.request import Action
-from relay.wal.lsn import Lsn, Position
+from relay.wal.lsn import NOWHERE, Lsn, Position
 from tests.support.database import Database
 from tests.support.parking import (
     SLOT,
@@ -409,6 +409,33 @@ class TestCrashes:
         database.query("UPDATE relay.checkpoint SET state = 'streaming'")
         async with session(database, broker):
             await eventually(lambda: remembered(database) == [])
+
+    async def test_a_source_that_is_started_anew_keeps_what_is_parked_in_its_order_and_parks_none_of_it_twice(
+        self, database: Database, broker: Broker
+    ) -> None:
+        """Another slot, perhaps another cluster with smaller LSNs: every row of the outbox comes again."""
+        insert = (
+            "INSERT INTO relay.outbox (kind, aggregate_type, aggregate_id, type, destination, payload)"
+            " VALUES ('command', 'order', '7', 'Ship', 'stock', %s) RETURNING id::text, seq, created_at::text"
+        )
+        rows = [database.query(insert, f'{{"n": {number}}}')[0] for number in (1, 2)]
+        messages = [message(number + 1, id=row[0], created_at=row[2]) for number, row in enumerate(rows)]
+        gone = message(0)
+        async with session(database, broker) as relay:
+            for number, one in enumerate((gone, *messages)):
+                relay.parking.park(one, at(number), Reason.NACKED, "", lambda: None)
+            await relay.stored()
+        database.query("UPDATE relay.parked SET commit_lsn = commit_lsn + 1000000000000::numeric")
+        database.query("DELETE FROM relay.checkpoint")
+        database.query("INSERT INTO relay.checkpoint (slot, state) VALUES (%s, 'copying')", SLOT)
+        async with session(database, broker) as relay:
+            index, lane = relay.parking.index, gone.lane
+            for _, seq, _ in rows:
+                assert index.verdict(Position(NOWHERE, int(str(seq))), lane) is Verdict.SKIP
+            assert index.verdict(Position(NOWHERE, 10_000), lane) is Verdict.PARK
+            relay.parking.backlog_done()
+            assert await done(relay, database, ask(database, Action.REPLAY, Selection(("m0",)))) == (3, 0, 0)
+        assert broker.heard == ["m0", *(str(row[0]) for row in rows)]
 
     async def test_a_session_that_follows_waits_until_the_one_before_has_let_go(
         self, database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,8 @@ from tests.support.database import Database
 from tests.support.waiting import eventually
 
 SLOT = "relay_orders"
+STREAMING = "INSERT INTO relay.checkpoint (slot, state) VALUES (%s, 'streaming') ON CONFLICT DO NOTHING"
+"""The first start of the source is long past, unless the test says otherwise."""
 
 
 def message(number: int, aggregate: str = "7", *, kind: Kind = Kind.COMMAND, **fields: object) -> Message:
@@ -129,6 +131,7 @@ def position_of(one: Message) -> Position:
 @asynccontextmanager
 async def session(database: Database, broker: Broker, *, limit: int = 1000) -> AsyncIterator[Relay]:
     """A session of a relay, which ends as a crash would: nothing more is said to anybody."""
+    database.query(STREAMING, SLOT)
     parking = await Parking.open(database.dsn, "test", SLOT, limit, SourceLog("orders", SLOT))
     relay = Relay(parking, broker)
     try:
@@ -173,7 +176,7 @@ class Slot:
     def __init__(self, database: Database) -> None:
         self._database = database
         database.query("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", SLOT)
-        database.query("INSERT INTO relay.checkpoint (slot, state) VALUES (%s, 'streaming')", SLOT)
+        database.query(STREAMING, SLOT)
 
     def position(self) -> Position:
         """Where a transaction commits now."""

@@ -420,6 +420,43 @@ async def test_reading_stops_when_too_many_wait_for_others(monkeypatch: pytest.M
         assert stage.outlet.has_room
 
 
+async def test_what_was_let_go_and_has_not_left_yet_waits_again_for_one_that_is_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window full of them leaves when the route is proven; the rest must not pass the one that is tried again."""
+    monkeypatch.setattr(outlet_module, "RETRY_FIRST_S", 60.0)
+    monkeypatch.setattr(outlet_module, "RETRY_CAP_S", 60.0)
+    await stage.publish(*numbered(COMMAND, 200))
+    await stage.acks(1)
+    left = len(stage.sent)
+    assert 2 < left < 200
+    await stage.nacks(2)
+    await stage.acks(*range(3, left + 1))
+    assert len(stage.sent) == left
+
+
+async def test_long_after_a_message_was_parked_for_it_one_refusal_is_not_enough(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlet_module, "REFUSING_S", 0.0)
+    await stage.proves(COMMAND)
+    await stage.publish(COMMAND)
+    for attempt in range(outlet_module.REFUSALS):
+        await until(lambda attempt=attempt: len(stage.broker.sent) == attempt + 2)
+        await stage.nacks(attempt + 2)
+    await stage.publish(COMMAND._replace(id="next-day", aggregate_id="8"))
+    sent = len(stage.broker.sent)
+    await stage.nacks(sent)
+    await until(lambda: len(stage.broker.sent) == sent + 1)
+    assert stage.parking.reasons == [("id-1", "nacked")]
+
+
+async def test_the_status_shows_what_is_in_flight(stage: Stage) -> None:
+    await stage.publish(*numbered(EVENT, 30))
+    stage.outlet.show()
+    assert stage.status.details()["in_flight"] == 30
+
+
 # What cannot be sent at all.
 
 
@@ -528,22 +565,32 @@ async def test_after_a_close_that_a_message_may_have_caused_they_go_one_at_a_tim
 ) -> None:
     messages = [EVENT._replace(id=f"id-{number}", aggregate_id=str(number)) for number in range(1, 5)]
     await stage.publish(*messages)
-    stage.broker.closes(ChannelClosedByBroker(541, "INTERNAL_ERROR"))
+    stage.broker.closes(ChannelClosedByBroker(501, "FRAME_ERROR"))
     await reconnected(stage, 2)
     assert stage.sent == ["id-1"]
     assert not stage.outlet.has_room
     await stage.acks(1)
     assert stage.sent == ["id-1", "id-2"]
     for times in (3, 4):
-        stage.broker.closes(ChannelClosedByBroker(541, "INTERNAL_ERROR"))
+        stage.broker.closes(ChannelClosedByBroker(501, "FRAME_ERROR"))
         await reconnected(stage, times)
     assert stage.parking.reasons == [("id-2", "unencodable")]
-    assert "INTERNAL_ERROR" in stage.parking.stored[0][2]
+    assert "FRAME_ERROR" in stage.parking.stored[0][2]
     assert stage.sent == ["id-3"]
     await stage.acks(1)
     await stage.acks(2)
     assert stage.outlet.has_room
     assert stage.settled == 3
+
+
+async def test_a_broker_with_internal_errors_does_not_make_a_culprit_so_soon(stage: Stage) -> None:
+    """It may be ill, and then the message that happens to be alone in flight is innocent."""
+    await stage.publish(EVENT)
+    for times in range(2, 2 + uplink_module.DISRUPTIONS_INTERNAL):
+        assert stage.parking.stored == []
+        stage.broker.closes(ChannelClosedByBroker(541, "INTERNAL_ERROR"))
+        await reconnected(stage, times)
+    assert stage.parking.reasons == [("id-1", "unencodable")]
 
 
 async def test_a_body_that_the_broker_finds_too_large_is_parked_for_that(stage: Stage) -> None:
@@ -637,3 +684,53 @@ async def test_what_cannot_be_sent_cannot_be_replayed_either(stage: Stage) -> No
     refusal = await stage.outlet.replay(headers, Position(COMMIT_LSN, 1))
     assert refusal is not None
     assert refusal.reason is Reason.UNENCODABLE
+
+
+async def test_a_replay_does_not_pass_one_of_its_lane_that_is_parked_while_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with staged(monkeypatch, on_unroutable={"event": "park"}) as stage:
+        first, second = EVENT._replace(id="first", type="A"), EVENT._replace(id="second", type="B")
+        await stage.proves(first, second)
+        await stage.publish(first, second)
+        await stage.nacks(3)
+        await stage.returns(4)
+        stage.parking.commits()
+        assert stage.parking.reasons == [("second", "unroutable")]
+        replay = asyncio.ensure_future(stage.outlet.replay(second, Position(COMMIT_LSN, 3)))
+        await turns()
+        while len(stage.parking.stored) == 1:
+            await until(lambda: stage.sent[-1] == "first")
+            await stage.nacks(len(stage.sent))
+        assert stage.parking.reasons[1] == ("first", "nacked")
+        assert isinstance(await asyncio.wait_for(replay, 1), Refusal)
+        assert stage.sent.count("second") == 1
+
+
+async def test_a_replay_never_stops_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with staged(monkeypatch, on_unroutable={"command": "stop"}) as stage:
+        replay = asyncio.ensure_future(stage.outlet.replay(COMMAND, Position(COMMIT_LSN, 0)))
+        await turns()
+        await stage.returns(1)
+        refusal = await asyncio.wait_for(replay, 1)
+        assert refusal is not None
+        assert refusal.reason is Reason.UNROUTABLE
+        assert not stage.running.done()
+
+
+async def test_everything_is_settled_also_when_a_replay_that_is_tried_again_is_refused_for_another(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlet_module, "RETRY_FIRST_S", 0.02)
+    monkeypatch.setattr(outlet_module, "RETRY_CAP_S", 0.02)
+    await stage.proves(COMMAND)
+    replays = [
+        asyncio.ensure_future(stage.outlet.replay(message, Position(COMMIT_LSN, ordinal)))
+        for ordinal, message in enumerate(numbered(COMMAND, 2))
+    ]
+    await turns()
+    await stage.nacks(3)
+    await stage.returns(2)
+    settled = asyncio.ensure_future(stage.outlet.settled())
+    await asyncio.gather(*replays)
+    await asyncio.wait_for(settled, 1)

@@ -193,6 +193,14 @@ def test_the_stream_is_past_it_even_when_the_message_does_not_come_again() -> No
     assert index.empty
 
 
+def test_an_idle_stream_is_past_it_too_when_it_says_that_it_is() -> None:
+    index = Index([], [at(1)], at(1))
+    index.passed(at(1).commit_lsn)
+    assert not index.empty
+    index.passed(Lsn(at(1).commit_lsn + 1))
+    assert index.empty
+
+
 def test_what_is_dropped_before_the_stream_has_brought_it_again_is_skipped_when_it_does() -> None:
     index = Index([Known(at(1), LANE, Reason.NACKED)], [], at(1))
     index.settle(LANE, [at(1)])

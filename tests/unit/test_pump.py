@@ -104,6 +104,7 @@ class FakeOutlet:
     published: list[Message] = field(default_factory=list)
     positions: list[tuple[int, int]] = field(default_factory=list)
     settled: list[Callable[[], None]] = field(default_factory=list)
+    passed_by: list[Lsn] = field(default_factory=list)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -112,6 +113,9 @@ class FakeOutlet:
 
     async def room(self) -> None:
         await self.opened.wait()
+
+    def passed(self, lsn: Lsn) -> None:
+        self.passed_by.append(lsn)
 
     def publish(self, message: Message, transaction: Transaction, ordinal: int) -> None:
         assert self.has_room
@@ -279,6 +283,11 @@ async def test_a_keepalive_that_asks_in_a_transaction_is_answered_and_means_noth
 async def test_an_idle_source_follows_the_log(stage: Stage) -> None:
     await stage.receives(keepalive(500))
     assert stage.stream.reported == [500]
+
+
+async def test_a_keepalive_tells_what_the_stream_is_past_but_not_in_a_transaction(stage: Stage) -> None:
+    await stage.receives(keepalive(500), begin(), keepalive(600))
+    assert stage.outlet.passed_by == [500]
 
 
 async def test_a_keepalive_with_no_news_is_not_answered(stage: Stage) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from relay.tasks import end, undisturbed
+from relay.tasks import Beside, end, undisturbed
 
 
 async def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
@@ -72,3 +72,32 @@ async def test_undisturbed_work_gives_its_result_or_its_error() -> None:
     assert await undisturbed(answer()) == 42
     with pytest.raises(LookupError):
         await undisturbed(fail())
+
+
+async def fails() -> None:
+    raise LookupError("gone")
+
+
+async def test_what_runs_beside_some_work_ends_it_when_it_fails() -> None:
+    async with Beside(fails()) as beside:
+        with pytest.raises(LookupError):
+            await beside.do(asyncio.Event().wait())
+
+
+async def test_what_has_failed_beside_while_no_work_was_done_is_raised_by_the_next() -> None:
+    async with Beside(fails()) as beside:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(LookupError):
+            await beside.do(asyncio.sleep(0))
+
+
+async def test_work_beside_which_all_is_well_ends_with_its_result_and_all_else_ends_with_it() -> None:
+    async def work() -> str:
+        return "done"
+
+    waiting = asyncio.Event()
+    async with Beside(waiting.wait()) as beside:  # type: ignore[arg-type]
+        assert await beside.do(work()) == "done"
+        (task,) = beside._tasks
+    assert task.cancelled()
