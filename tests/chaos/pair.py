@@ -108,8 +108,9 @@ class Pair:
 
     async def active(self) -> Seat:
         """The one that streams, as soon as one does."""
-        await self._until(lambda: any(seat.active for seat in self.seats), "no relay became active")
-        return next(seat for seat in self.seats if seat.active)
+        while not (active := [seat for seat in self.seats if seat.active]):  # it may not stay so while this wakes up
+            await self._until(lambda: any(seat.active for seat in self.seats), "no relay became active")
+        return active[0]
 
     def likely_active(self, dice: Random) -> Seat:
         """The one that streams; or, between two that do, any."""
@@ -122,8 +123,9 @@ class Pair:
             first, second = self.seats
             return [(one, two) for one, two in ((first, second), (second, first)) if one.active and two.waits]
 
-        await self._until(lambda: bool(found()), "no relay became a standby")
-        return found()[0]
+        while not (pairs := found()):
+            await self._until(lambda: bool(found()), "no relay became a standby")
+        return pairs[0]
 
     async def switch(self, ordering: Ordering) -> None:
         """Start both again with another setting."""
