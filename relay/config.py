@@ -40,6 +40,8 @@ _NAME: Final = re.compile(r"[a-z0-9_]{1,50}")
 _SLOT: Final = re.compile(r"[a-z0-9_]{1,63}")
 """What PostgreSQL takes for a slot's name."""
 
+_KINDS: Final = ("event", "command", "reply")
+
 ENV_PREFIX: Final = "RELAY_"
 
 
@@ -96,6 +98,14 @@ class BrokerSettings(Frozen):
     """A body over this is parked. RabbitMQ closes the channel over one that is larger than its own max_message_size."""
     on_unroutable: Mapping[str, OnUnroutable] = Field(default_factory=dict)
     """By kind of message (event, command, reply), or by type, which comes first."""
+
+    @field_validator("on_unroutable")
+    @classmethod
+    def _is_kind_or_type(cls, policies: Mapping[str, OnUnroutable]) -> Mapping[str, OnUnroutable]:
+        misspelt = [name for name in policies if name.lower() in _KINDS and name not in _KINDS]
+        if misspelt:
+            raise ValueError(f"has {', '.join(misspelt)}: kinds are written event, command, reply")
+        return policies
 
     @field_validator("url")
     @classmethod
@@ -220,7 +230,7 @@ class Settings(BaseSettings):
         if not isinstance(sources, Mapping):
             return sources
         if not all(isinstance(index, str) and index.isdecimal() for index in sources):
-            raise ValueError("should be numbered from 0, like RELAY_SOURCE__0__DSN")
+            raise ValueError("should be [[source]] tables in a file, or numbered from 0, like RELAY_SOURCE__0__DSN")
         return [sources[index] for index in sorted(sources, key=int)]
 
     @field_validator("source")
@@ -259,7 +269,8 @@ def load(
         problems = [_sentence(problem) for problem in error.errors(include_input=False, include_url=False)]
     except SettingsError:
         problems = [
-            f"{ENV_PREFIX}SOURCE or {ENV_PREFIX}BROKER is not JSON; set {ENV_PREFIX}SOURCE__0__DSN and the like"
+            f"a variable that holds a whole table ({ENV_PREFIX}SOURCE, {ENV_PREFIX}BROKER, {ENV_PREFIX}HTTP or "
+            f"{ENV_PREFIX}BROKER__ON_UNROUTABLE) is not JSON; single settings are like {ENV_PREFIX}SOURCE__0__DSN"
         ]
     if needs_broker and "broker" not in written | flags and not any(name in os.environ for name in _BROKER_TWINS):
         problems.append("broker.url is missing")
@@ -315,7 +326,7 @@ def _sentence(problem: Mapping[str, Any]) -> str:
             return f"{setting} is no setting"
         case "value_error":
             return f"{setting} {problem['ctx']['error']}"
-        case "model_type" | "tuple_type":
+        case "model_type" | "tuple_type" | "dict_type" | "mapping_type":
             return f"{setting} should be a table, like [broker] or [[source]]"
     return f"{setting}: {problem['msg']}"
 

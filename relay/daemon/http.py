@@ -42,7 +42,10 @@ METHODS: Final = ("GET", "HEAD")
 class CannotListen(RelayError):
     """The address for /healthz and /readyz cannot be had: it is in use, not permitted, or not of this machine."""
 
-    hint = 'Another relay may have it: set [http] listen to a port of its own, or to "", which turns it off.'
+    hint = (
+        "Set [http] listen to an address of this machine and a port that nobody else has (another relay may have it), "
+        'or to "", which turns it off.'
+    )
 
 
 class Answer(NamedTuple):

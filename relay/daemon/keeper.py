@@ -22,7 +22,11 @@ VERIFY_EVERY_S: Final = 5.0
 
 
 class Keeper:
-    """Writes relay.checkpoint while there is traffic, and only then: an idle relay writes no WAL of its own."""
+    """Writes relay.checkpoint while there is traffic, and only then: an idle relay writes no WAL of its own.
+
+    Beside that it looks whether PostgreSQL has made the relay a synchronous standby, wakes the parking when an operator
+    asks for something, and refreshes the status.
+    """
 
     def __init__(
         self,
@@ -52,11 +56,11 @@ class Keeper:
             if await listen(self._control, CHECKPOINT_EVERY_S):
                 self._parking.wake()
             if time.monotonic() - self._verified_at > VERIFY_EVERY_S:
-                await self.verify()
+                await self._verify()
             self._outlet.show()
             await self.write_news()
 
-    async def verify(self) -> None:
+    async def _verify(self) -> None:
         """Raise SynchronousStandby when PostgreSQL lets every COMMIT wait for the relay."""
         await verify_asynchronous(self._control, self._name)
         self._verified_at = time.monotonic()

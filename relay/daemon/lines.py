@@ -1,4 +1,4 @@
-"""Which messages may leave now, so that those of an aggregate keep their order. Pure: promise 4 is kept here."""
+"""Which messages may leave now, so that those of an aggregate keep their order: that promise is kept here. Pure."""
 
 from bisect import insort
 from collections import deque
@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from relay.daemon.sending import Sending
 
 Aggregate = tuple[str, str]
+
+
+def _aggregate(sending: Sending) -> Aggregate:
+    return sending.message[2:4]  # aggregate_type and aggregate_id, without two lookups by name
 
 
 @dataclass(slots=True, eq=False)
@@ -36,20 +40,19 @@ class Lines:
 
     def enter(self, sending: Sending) -> bool:
         """Whether the message may leave now. If not, it waits behind those of its aggregate that came before."""
-        alone = self._strict or not sending.route.certain or sending.refusals
-        aggregate = sending.message[2:4]
+        aggregate = _aggregate(sending)
         line = self._lines.get(aggregate)
         if line is not None:
             self._wait(line, sending)
             return False
-        if alone:
+        if self._holds_up(sending):
             self._lines[aggregate] = Line(sending)
             self.idle = False
         return True
 
     def leave(self, sending: Sending) -> list[Sending]:
         """The message needs nothing any more. Who may leave now because of that, in their order."""
-        aggregate = sending.message[2:4]
+        aggregate = _aggregate(sending)
         line = self._lines.get(aggregate)
         if line is None or line.head is not sending:
             return []
@@ -62,7 +65,7 @@ class Lines:
         If not, it takes its place among those that wait. What has left after it may arrive before it, unless the order
         is strict.
         """
-        line = self._lines.setdefault(sending.message[2:4], Line(sending))
+        line = self._lines.setdefault(_aggregate(sending), Line(sending))
         self.idle = False
         head = line.head
         if head is not sending:
@@ -86,7 +89,7 @@ class Lines:
 
     def overtakes(self, sending: Sending) -> bool:
         """Whether a message that was let go and has not left yet has to wait after all, for who was refused."""
-        line = self._lines.get(sending.message[2:4]) if self._lines else None
+        line = self._lines.get(_aggregate(sending)) if self._lines else None
         if line is None or line.head is None or line.head.position >= sending.position:
             return False
         self._wait(line, sending)
@@ -101,13 +104,17 @@ class Lines:
         self.held = self.held_bytes = 0
         return held
 
+    def _holds_up(self, sending: Sending) -> bool:
+        """Whether the next of its aggregate has to wait for it."""
+        return self._strict or not sending.route.certain or sending.refusals > 0
+
     def _next(self, aggregate: Aggregate, line: Line) -> list[Sending]:
         released = []
         while line.waiting:
             following = line.waiting.popleft()
             self._free(following)
             released.append(following)
-            if self._strict or not following.route.certain or following.refusals:
+            if self._holds_up(following):
                 line.head = following
                 return released
         del self._lines[aggregate]

@@ -27,7 +27,8 @@ HOLD_BYTES: Final = 8_000_000
 """Messages that may wait for another of their aggregate, and their bodies; then reading stops."""
 
 REFUSALS: Final = 8
-"""How often a queue may refuse a message, with nothing confirmed on its route meanwhile: for about five seconds."""
+"""How often a queue may refuse a message, with nothing confirmed on its route meanwhile: for about five seconds. A
+replay may be refused so often in all."""
 
 REFUSALS_MOST: Final = 100
 """How often a queue may refuse a message whatever else it takes: one over the queue's own limit in bytes, say."""
@@ -152,8 +153,7 @@ class Outlet:
             return
         sending = Sending(message, route, transaction, ordinal)
         if len(message.payload) > self._max_message_bytes:
-            detail = f"its body has {len(message.payload)} bytes, and max_message_bytes is {self._max_message_bytes}"
-            self._park(sending, Refusal(Reason.TOO_LARGE, detail))
+            self._park(sending, self._too_large(message))
         elif (route.certain and self._lines.idle) or self._lines.enter(sending):
             self._uplink.send(sending)
 
@@ -172,7 +172,7 @@ class Outlet:
         except Unsendable as error:
             return Refusal(Reason(error.flaw), str(error))
         if len(message.payload) > self._max_message_bytes:
-            return Refusal(Reason.TOO_LARGE, f"its body has {len(message.payload)} bytes")
+            return self._too_large(message)
         lane = message.lane
         replays = self._replays.setdefault(lane, Replays(position))
         replays.pending += 1
@@ -213,6 +213,10 @@ class Outlet:
             self._parking.park(message, position, refusal.reason, refusal.detail, transaction.settle)
         return verdict is not Verdict.PUBLISH
 
+    def _too_large(self, message: Message) -> Refusal:
+        detail = f"its body has {len(message.payload)} bytes, and max_message_bytes is {self._max_message_bytes}"
+        return Refusal(Reason.TOO_LARGE, detail)
+
     def _behind(self, lane: Lane) -> Refusal:
         """Those that wait carry the reason of the first of their lane."""
         return Refusal(
@@ -220,6 +224,7 @@ class Outlet:
         )
 
     def _judge(self, sending: Sending, outcome: Outcome) -> None:
+        """The broker has said what became of a message. The hot path: nearly all are confirmed, and nobody waits."""
         if outcome is Outcome.CONFIRMED:
             if not sending.route.proven:
                 sending.route.prove()
@@ -235,9 +240,7 @@ class Outlet:
         """The message came back: no queue is bound for it."""
         route = sending.route
         route.doubt()
-        if route.policy is OnUnroutable.PARK or (
-            route.policy is OnUnroutable.STOP and isinstance(sending.origin, Replay)
-        ):
+        if route.policy is OnUnroutable.PARK or isinstance(sending.origin, Replay):
             self._park(sending, Refusal(Reason.UNROUTABLE, f"no queue is bound to {route}"))
         elif route.policy is OnUnroutable.STOP:
             self._fail(Unheard(f"{sending.message} was returned: no queue is bound to {route}"))

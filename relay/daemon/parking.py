@@ -268,7 +268,8 @@ class Parking:
             self._first_untold, self._untold = None, 0
             if first is not None:
                 refused = f"{first.message}: {first.refusal.detail}"
-                words = f"parked {count} messages, {self.index.count} by now in all; the first is {refused}"
+                messages = "1 message" if count == 1 else f"{count} messages"
+                words = f"parked {messages}, {self.index.count} by now in all; the first is {refused}"
                 self._log.warning("parked", words, reason=first.refusal.reason, count=count, parked=self.index.count)
             await asyncio.sleep(REPORT_EVERY_S)
 

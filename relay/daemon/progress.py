@@ -1,4 +1,4 @@
-"""What has been published and settled -> the LSN that is safe to flush. Pure: promise 1 of the relay is kept here."""
+"""What has been published and settled -> the LSN that is safe to flush. Pure: that nothing is lost is decided here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

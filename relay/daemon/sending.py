@@ -61,7 +61,7 @@ class Routes:
 
     def of(self, message: Message) -> Route:
         """The route of a message. Raises Unsendable when a name does not fit into AMQP."""
-        key = message[1], message[2], message[4], message[5]
+        key = message[1], message[2], message[4], message[5]  # kind, both types, destination: once a message
         found = self._known.get(key)
         return found if found is not None else self._add(key, message)
 

@@ -21,10 +21,10 @@ RETRY_FIRST_S: Final = 0.2
 RETRY_CAP_S: Final = 15.0
 """Attempts to reconnect are at least half of this apart when the broker stays away."""
 
-DISRUPTIONS: Final = 2
+DISRUPTIONS_MAX: Final = 2
 """When the broker has closed the connection so often over a message that was alone in flight, the message is why."""
 
-DISRUPTIONS_INTERNAL: Final = 5
+DISRUPTIONS_INTERNAL_MAX: Final = 5
 """The same when the broker speaks of an internal error: then the broker itself may be ill. With the pauses between the
 attempts, that is some six seconds."""
 
@@ -145,7 +145,7 @@ class Uplink:
         if len(unsettled) != 1:
             return
         unsettled[0].disruptions += 1
-        if unsettled[0].disruptions >= (DISRUPTIONS_INTERNAL if away.code == INTERNAL_ERROR else DISRUPTIONS):
+        if unsettled[0].disruptions >= (DISRUPTIONS_INTERNAL_MAX if away.code == INTERNAL_ERROR else DISRUPTIONS_MAX):
             self._tell.unsendable(unsettled.pop(), away)
 
     def _say_blocked(self, reason: str | None) -> None:

@@ -264,10 +264,21 @@ class TestWhatIsWrong:
         ("toml", "complaint"),
         [
             ('source = "x"', "source should be a table"),
-            ("[source]\ndsn = 'x'", "source should be numbered from 0"),
+            ("[source]\ndsn = 'x'", "source should be [[source]] tables in a file, or numbered from 0"),
             ("broker = 5", "broker should be a table"),
             ("source = [5]", "source.0 should be a table"),
             ("source = []", "source is missing"),
+            ("[broker]\nurl = 'amqp://h'\non_unroutable = 'park'", "broker.on_unroutable should be a table"),
+            (
+                "[broker]\nurl = 'amqp://h'\non_unroutable = {Command = 'park'}",
+                "broker.on_unroutable has Command: kinds",
+            ),
+            ("[broker]\nurl = 'amqp://h'\non_unroutable = {command = 'drop'}", "broker.on_unroutable.command: Input"),
+            ("[broker]\nurl = 'amqp://h'\nmax_message_bytes = 0", "broker.max_message_bytes: Input should be greater"),
+            ("[http]\nlisten = 'here'", "http.listen should look like 127.0.0.1:8088"),
+            ("[[source]]\ndsn = 'dbname=x'\noutbox_retention = '7'", "source.0.outbox_retention should be a time like"),
+            ("[[source]]\ndsn = 'dbname=x'\noutbox_retention = '0d'", "source.0.outbox_retention should be longer"),
+            ("[[source]]\ndsn = 'dbname=x'\nordering = 'loose'", "source.0.ordering: Input should be 'pipelined' or"),
         ],
     )
     def test_tables_of_the_wrong_shape_are_refused(self, tmp_path: Path, toml: str, complaint: str) -> None:

@@ -586,7 +586,7 @@ async def test_after_a_close_that_a_message_may_have_caused_they_go_one_at_a_tim
 async def test_a_broker_with_internal_errors_does_not_make_a_culprit_so_soon(stage: Stage) -> None:
     """It may be ill, and then the message that happens to be alone in flight is innocent."""
     await stage.publish(EVENT)
-    for times in range(2, 2 + uplink_module.DISRUPTIONS_INTERNAL):
+    for times in range(2, 2 + uplink_module.DISRUPTIONS_INTERNAL_MAX):
         assert stage.parking.stored == []
         stage.broker.closes(ChannelClosedByBroker(541, "INTERNAL_ERROR"))
         await reconnected(stage, times)
@@ -707,8 +707,12 @@ async def test_a_replay_does_not_pass_one_of_its_lane_that_is_parked_while_it_wa
         assert stage.sent.count("second") == 1
 
 
-async def test_a_replay_never_stops_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with staged(monkeypatch, on_unroutable={"command": "stop"}) as stage:
+@pytest.mark.parametrize("policy", ["stop", "ignore"])
+async def test_a_replay_that_comes_back_stays_parked_whatever_the_policy_is_by_now(
+    monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """Nobody who asked for it to be published is told that it was; and nothing stops over it."""
+    async with staged(monkeypatch, on_unroutable={"command": policy}) as stage:
         replay = asyncio.ensure_future(stage.outlet.replay(COMMAND, Position(COMMIT_LSN, 0)))
         await turns()
         await stage.returns(1)

@@ -55,13 +55,14 @@ def _to_aggregate(_context: click.Context, _option: click.Parameter, text: str |
     """The type ends at the first slash: an id may have some."""
     if text is None:
         return None
-    kind, slash, number = text.partition("/")
-    if not (kind and slash and number):
+    aggregate_type, slash, aggregate_id = text.partition("/")
+    if not (aggregate_type and slash and aggregate_id):
         raise click.BadParameter("should look like order/7")
-    return kind, number
+    return aggregate_type, aggregate_id
 
 
 def sources(config: Path | None, dsn: str | None, name: str | None) -> Sequence[SourceSettings]:
+    """All sources, or the one of that name. Raises ConfigError when there is none."""
     sources = load_settings(config, dsn).source
     chosen = [source for source in sources if name in (None, source.name)]
     if not chosen:
@@ -71,6 +72,7 @@ def sources(config: Path | None, dsn: str | None, name: str | None) -> Sequence[
 
 
 def one_source(config: Path | None, dsn: str | None, name: str | None) -> SourceSettings:
+    """The only source, or the one of that name. Raises ConfigError when there are several, or none."""
     chosen = sources(config, dsn, name)
     if len(chosen) > 1:
         known = ", ".join(source.name for source in chosen)
@@ -79,4 +81,5 @@ def one_source(config: Path | None, dsn: str | None, name: str | None) -> Source
 
 
 def desk_of(source: SourceSettings) -> AbstractContextManager[Desk]:
+    """A connection to what is parked of a source."""
     return Desk.open(source.name, source.dsn.get_secret_value(), source.slot)
