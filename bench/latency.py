@@ -32,6 +32,8 @@ SETTLE_S: Final = 30.0
 class LatencySample:
     """One measurement at one rate: from the return of COMMIT."""
 
+    sent: Percentiles
+    """Until the first byte of it was on its way to RabbitMQ: what PostgreSQL and the relay take."""
     confirm: Percentiles
     consumer: Percentiles
 
@@ -39,7 +41,7 @@ class LatencySample:
 class Latency:
     """Measures with one relay and a new RabbitMQ each time.
 
-    Between them stands a process that notes the confirms as they pass; the consumer is connected to RabbitMQ itself.
+    Between them stands a process that notes messages and confirms as they pass; the consumer is connected to RabbitMQ itself.
     """
 
     def __init__(self, relay: Path, brokers: BrokerMaker) -> None:
@@ -53,13 +55,14 @@ class Latency:
         total = sum(counts)
         with TemporaryDirectory(prefix="relay-bench-") as directory, self._brokers() as broker:
             declare(broker.url, queue)
-            written, confirmed, consumed = (Path(directory) / name for name in ("written", "confirmed", "consumed"))
+            files = [Path(directory) / name for name in ("written", "sent", "confirmed", "consumed")]
+            written, sent, confirmed, consumed = files
             parts = urlsplit(broker.url)
             server = ("--host", parts.hostname, "--port", parts.port)
             with (
                 database.slot_here() as slot,
                 drain(broker.url, total, "--times", consumed) as drained,
-                Helper("bench.tap", *server, "--expect", total, "--times", confirmed) as tap,
+                Helper("bench.tap", *server, "--expect", total, "--sent", sent, "--confirmed", confirmed) as tap,
             ):
                 port = int(number(tap.until("listening", READY_S), "port"))
                 login = parts.netloc.rpartition("@")[0]
@@ -72,7 +75,7 @@ class Latency:
                     drained.until("complete", SETTLE_S)
                     tap.until("complete", SETTLE_S)
                     relay.stop()
-            times = [read_times(path) for path in (written, confirmed, consumed)]
+            times = [read_times(path) for path in files]
         bounds = list(itertools.accumulate(counts))
         return {
             LatencyCase(queue, rate): _sample(range(first, last), *times)
@@ -80,10 +83,6 @@ class Latency:
         }
 
 
-def _sample(
-    numbers: range, written: dict[int, int], confirmed: dict[int, int], consumed: dict[int, int]
-) -> LatencySample:
+def _sample(numbers: range, written: dict[int, int], *seen: dict[int, int]) -> LatencySample:
     committed = {number: written[number] for number in numbers}
-    return LatencySample(
-        Percentiles.of(delays_ms(committed, confirmed)), Percentiles.of(delays_ms(committed, consumed))
-    )
+    return LatencySample(*(Percentiles.of(delays_ms(committed, times)) for times in seen))

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.latency import LatencySample
 from bench.matrix import STANDARD, Case, Kind, LatencyCase, Queue
 from bench.run import Results
-from bench.statistics import Spread
+from bench.statistics import Percentiles, Spread
 from bench.throughput import Sample
 
 BEGIN: Final = "<!-- What follows is written by `make bench`. -->"
@@ -151,12 +150,15 @@ def _latency(results: Results) -> list[str]:
     rows: list[Row] = []
     for case in sorted(results.latencies, key=lambda case: (case.rate, case.queue)):
         samples = results.latencies[case]
-        rows += [_delays(case, "confirm", samples), _delays(case, "consumer", samples)]
+        rows += [
+            _delays(case, "sent to RabbitMQ", [sample.sent for sample in samples]),
+            _delays(case, "confirm", [sample.confirm for sample in samples]),
+            _delays(case, "consumer", [sample.consumer for sample in samples]),
+        ]
     return table(("messages/s", "queue", "commit →", "p50, ms", "p99, ms", "p99.9, ms"), rows, numbers_from=3)
 
 
-def _delays(case: LatencyCase, until: str, samples: Sequence[LatencySample]) -> Row:
-    found = [sample.confirm if until == "confirm" else sample.consumer for sample in samples]
+def _delays(case: LatencyCase, until: str, found: Sequence[Percentiles]) -> Row:
     columns = zip(*((each.p50, each.p99, each.p999) for each in found), strict=True)
     return (f"{case.rate:,}", case.queue, until, *(spread(column, "{:.1f}") for column in columns))
 

@@ -1,6 +1,6 @@
-"""Stands between a publisher and a broker, and notes when each message is confirmed.
+"""Stands between a publisher and a broker, and notes when each message is sent and when it is confirmed.
 
-The bytes pass unchanged. `python -m bench.tap --host HOST --port PORT --expect 10000 --times FILE`
+The bytes pass unchanged. `python -m bench.tap --host HOST --port PORT --expect 10000 --sent FILE --confirmed FILE`
 """
 
 import argparse
@@ -8,7 +8,9 @@ import select
 import socket
 import time
 from array import array
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from pika import spec
@@ -23,7 +25,8 @@ class Observer:
     """What was published on which delivery tag, and when the broker confirmed it. One channel in confirm mode."""
 
     def __init__(self) -> None:
-        self.times: array[int] = array("q")
+        self.sent: array[int] = array("q")
+        self.confirmed: array[int] = array("q")
         self._waiting: dict[int, int] = {}
         self._tag = 0
         self._greeting = len(PROTOCOL)
@@ -41,7 +44,8 @@ class Observer:
 
     def _published(self, body: bytes) -> None:
         self._tag += 1
-        self._waiting[self._tag] = stamp_of(body)
+        self._waiting[self._tag] = number = stamp_of(body)
+        self.sent.extend((number, time.monotonic_ns()))
 
     def _answered(self, data: bytes) -> None:
         method = decoded(data).method
@@ -51,15 +55,15 @@ class Observer:
         below = [tag for tag in self._waiting if tag <= method.delivery_tag] if method.multiple else []
         for tag in below or [method.delivery_tag]:
             if (number := self._waiting.pop(tag, None)) is not None:
-                self.times.extend((number, now_ns))
+                self.confirmed.extend((number, now_ns))
 
 
-def pass_on(publisher: socket.socket, broker: socket.socket, observer: Observer, expect: int, file: Path) -> None:
-    """Pass bytes both ways until one side hangs up; the times are kept once enough is confirmed."""
+def pass_on(publisher: socket.socket, broker: socket.socket, observer: Observer, done: Callable[[], bool]) -> None:
+    """Pass bytes both ways until one side hangs up; `done` is asked after each turn until it says so."""
     for side in (publisher, broker):
         side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         side.settimeout(None)
-    kept = False
+    watching = True
     while True:
         readable, _, _ = select.select([broker, publisher], [], [])
         for side in readable:
@@ -72,10 +76,17 @@ def pass_on(publisher: socket.socket, broker: socket.socket, observer: Observer,
             else:
                 publisher.sendall(data)
                 observer.answered(data)
-        if not kept and len(observer.times) >= 2 * expect:
-            write_times(file, observer.times)
-            say("complete")
-            kept = True
+        watching = watching and not done()
+
+
+def keep(observer: Observer, arguments: argparse.Namespace) -> bool:
+    """Write the times once enough is confirmed, and say so. True when that is done."""
+    if len(observer.confirmed) < 2 * arguments.expect:
+        return False
+    write_times(arguments.sent, observer.sent)
+    write_times(arguments.confirmed, observer.confirmed)
+    say("complete")
+    return True
 
 
 def main() -> None:
@@ -84,7 +95,8 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--expect", type=int, required=True)
-    parser.add_argument("--times", type=Path, required=True)
+    parser.add_argument("--sent", type=Path, required=True)
+    parser.add_argument("--confirmed", type=Path, required=True)
     arguments = parser.parse_args()
     end_with_parent()
     with socket.create_server((LOOPBACK, 0)) as server:
@@ -92,7 +104,8 @@ def main() -> None:
         while True:
             publisher, _ = server.accept()
             with closing(publisher), socket.create_connection((arguments.host, arguments.port), CONNECT_S) as broker:
-                pass_on(publisher, broker, Observer(), arguments.expect, arguments.times)
+                observer = Observer()
+                pass_on(publisher, broker, observer, partial(keep, observer, arguments))
 
 
 if __name__ == "__main__":

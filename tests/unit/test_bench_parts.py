@@ -92,7 +92,7 @@ def test_one_confirm_stands_for_all_before_it_and_those_that_came_early_count_on
     assert window.confirmed == 7
 
 
-def test_the_tap_knows_a_message_by_its_number_when_its_confirm_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tap_knows_a_message_by_its_number_when_it_and_its_confirm_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tap.time, "monotonic_ns", lambda: 5)
     observer = tap.Observer()
     greeting = PROTOCOL + frames(spec.Confirm.Select())
@@ -100,10 +100,11 @@ def test_the_tap_knows_a_message_by_its_number_when_its_confirm_passes(monkeypat
     observer.published(greeting[3:] + published(11) + published(12) + published(13))
 
     observer.answered(frames(spec.Confirm.SelectOk(), spec.Basic.Ack(3, False)))
-    assert observer.times == array("q", [13, 5])
+    assert observer.confirmed == array("q", [13, 5])
 
     observer.answered(frames(spec.Basic.Ack(2, True)))
-    assert observer.times == array("q", [13, 5, 11, 5, 12, 5])
+    assert observer.confirmed == array("q", [13, 5, 11, 5, 12, 5])
+    assert observer.sent == array("q", [11, 5, 12, 5, 13, 5])
 
 
 def test_times_survive_their_file_and_the_first_of_a_number_counts(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def results_that_reach_every_target() -> Results:
         ]
         results.samples[Case(Kind.DEBEZIUM, STANDARD, queue)] = [Sample(9_500, 120.0, 900.0)]
         results.latencies[LatencyCase(queue, 1000)] = [
-            LatencySample(Percentiles(1.5, 8.0, 9.0), Percentiles(1.0, 7.0, 8.0))
+            LatencySample(Percentiles(0.5, 2.0, 3.0), Percentiles(1.5, 8.0, 9.0), Percentiles(1.0, 7.0, 8.0))
         ]
     return results
 
@@ -80,7 +80,7 @@ def test_the_worse_queue_decides_and_memory_counts_in_every_shape(case: Case, wo
 def test_latency_at_another_rate_is_no_target() -> None:
     results = results_that_reach_every_target()
     results.latencies[LatencyCase(Queue.CLASSIC, 100)] = [
-        LatencySample(Percentiles(50.0, 60.0, 70.0), Percentiles(50.0, 60.0, 70.0))
+        LatencySample(Percentiles(5.0, 6.0, 7.0), Percentiles(50.0, 60.0, 70.0), Percentiles(50.0, 60.0, 70.0))
     ]
 
     assert verdicts(results) == [True] * 7
