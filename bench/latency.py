@@ -41,7 +41,7 @@ class LatencySample:
 class Latency:
     """Measures with one relay and a new RabbitMQ each time.
 
-    Between them stands a process that notes messages and confirms as they pass; the consumer is connected to RabbitMQ itself.
+    Between them stands a process that notes messages and confirms as they pass; the consumer is connected directly.
     """
 
     def __init__(self, relay: Path, brokers: BrokerMaker) -> None:
