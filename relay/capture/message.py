@@ -1,7 +1,7 @@
 """The message, as it is on its way from the write-ahead log to the broker."""
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from relay.errors import RelayError
 
@@ -12,6 +12,18 @@ class CaptureError(RelayError):
 
 class HeadersError(CaptureError):
     """The headers of one row cannot be understood; the message is whole but for them."""
+
+
+class Malformed(CaptureError):
+    """One row or logical message is no message. `message` has what could be read of it, to be set aside."""
+
+    def __init__(self, what: str, message: "Message") -> None:
+        super().__init__(what)
+        self.message = message
+
+
+OUTBOX: Final = "outbox"
+"""The name of the capture of relay.outbox, unless it is given another."""
 
 
 class Kind(StrEnum):
@@ -39,7 +51,7 @@ class Lane(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message. `payload` and `headers` are JSON as the service wrote it, byte for byte.
+    """One message. `payload` and `headers` are as the service wrote them, byte for byte; `headers` are JSON.
 
     A named tuple: there is one a row, and a frozen dataclass takes four times as long to make.
     """
@@ -58,6 +70,8 @@ class Message(NamedTuple):
     payload: bytes
     created_at: str
     """As PostgreSQL prints it, in UTC."""
+    capture: str = OUTBOX
+    """The name of the capture that it came by: its envelope and its route are set there."""
 
     @property
     def lane(self) -> Lane:
