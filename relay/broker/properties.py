@@ -13,12 +13,20 @@ DEAD: Final = "relay.dead"
 
 JSON: Final = "application/json"
 
-# CloudEvents 1.0, binary content mode.
+# CloudEvents 1.0, binary content mode: attributes, then those of its extensions.
 CE_ID: Final = "ce-id"
 CE_SOURCE: Final = "ce-source"
 CE_TYPE: Final = "ce-type"
 CE_SPECVERSION: Final = "ce-specversion"
+CE_TIME: Final = "ce-time"
 CE_PARTITIONKEY: Final = "ce-partitionkey"
+CE_SEQUENCE: Final = "ce-sequence"
+CE_TRACEPARENT: Final = "ce-traceparent"
+CE_TRACESTATE: Final = "ce-tracestate"
+
+# W3C Trace Context: under these names OpenTelemetry looks for it.
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
 
 # What CloudEvents has no name for.
 AGGREGATE_TYPE: Final = "aggregate_type"

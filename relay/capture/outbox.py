@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Final, TypeAlias
 
-from relay.capture.message import CaptureError, Kind, Message
+from relay.capture.message import OUTBOX, CaptureError, Kind, Message
 from relay.wal.pgoutput import Insert, Relation, Row, Value
 
 SCHEMA: Final = "relay"
@@ -43,7 +43,9 @@ _new: Final = tuple.__new__
 class OutboxCapture:
     """Turns rows of the outbox into messages, by the newest description of the table, and ignores every other table."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = OUTBOX) -> None:
+        """`name` is the capture's."""
+        self._name = name
         self._plans: dict[int, _Plan] = {}
 
     def describe(self, relation: Relation) -> None:
@@ -61,10 +63,10 @@ class OutboxCapture:
     def capture(self, insert: Insert) -> Message | None:
         """The message of a new row, None when the row is not from the outbox. Raises CaptureError."""
         plan = self._plans.get(insert.relation_oid)
-        return None if plan is None else to_message(plan(insert.new))
+        return None if plan is None else to_message(plan(insert.new), self._name)
 
 
-def to_message(values: Sequence[bytes | None]) -> Message:
+def to_message(values: Sequence[bytes | None], capture: str = OUTBOX) -> Message:
     """The message of a row, given as text in the order of COLUMNS. Raises CaptureError."""
     (
         message_id,
@@ -102,6 +104,7 @@ def to_message(values: Sequence[bytes | None]) -> Message:
             headers,
             payload,
             "" if created_at is None else created_at.decode(),
+            capture,
         )
     except (AttributeError, KeyError, UnicodeDecodeError):  # Binary and Unchanged decode nothing
         raise _refusal(values) from None

@@ -10,6 +10,7 @@ from relay.cli.lag import lag
 from relay.cli.migrate import migrate
 from relay.cli.parked import parked
 from relay.cli.run import run
+from relay.cli.topology import topology
 from relay.errors import ExitCode, RelayError
 
 
@@ -22,7 +23,7 @@ def cli() -> None:
     """
 
 
-for verb in (run, lag, parked, migrate, demo):
+for verb in (run, lag, parked, topology, migrate, demo):
     cli.add_command(verb)
 
 

@@ -1,6 +1,7 @@
 """What every part of the settings tree is made of."""
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
@@ -29,3 +30,17 @@ class Frozen(BaseModel):
     """A part of the tree."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def in_order(tables: Any, name: str, example: str) -> Any:
+    """An array of tables: kept by their index while flags, environment and file are laid over each other."""
+    if not isinstance(tables, Mapping):
+        return tables
+    if not all(isinstance(index, str) and index.isdecimal() for index in tables):
+        raise ValueError(f"should be {name} tables in a file, or numbered from 0, like {example}")
+    return [tables[index] for index in sorted(tables, key=int)]
+
+
+def by_index(tables: Any) -> Any:
+    """An array of tables in a file, by its indexes."""
+    return {str(index): table for index, table in enumerate(tables)} if isinstance(tables, list) else tables

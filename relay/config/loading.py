@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsError
 
+from relay.config.base import by_index
 from relay.config.settings import ENV_PREFIX, Settings
 from relay.errors import ConfigError
 
@@ -76,9 +77,13 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: {error.strerror}", "Give the path of a TOML file with --config.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}", "docs/configuration.md shows a whole file.") from None
-    sources = written.get("source")
-    if isinstance(sources, list):
-        written["source"] = {str(index): source for index, source in enumerate(sources)}
+    for source in written.get("source", ()):
+        if isinstance(source, dict) and "capture" in source:
+            source["capture"] = by_index(source["capture"])
+    if "source" in written:
+        written["source"] = by_index(written["source"])
+    if isinstance(written.get("topology"), dict):
+        written["topology"] = {name: by_index(tables) for name, tables in written["topology"].items()}
     return written
 
 
@@ -86,6 +91,10 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     """One problem: which setting, and what is wrong. Never what it was set to."""
     setting = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
+        case "union_tag_not_found":
+            return f"{setting}.kind is missing: outbox, logical, event_store or table"
+        case "union_tag_invalid":
+            return f"{setting}.kind should be outbox, logical, event_store or table"
         case "missing":
             return f"{setting} is missing"
         case "extra_forbidden":

@@ -1,15 +1,15 @@
 """The whole settings tree. A flag beats the environment, which beats the TOML file, which beats the default."""
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from relay.config.base import Frozen
+from relay.config.base import Frozen, in_order
 from relay.config.broker import BrokerSettings
 from relay.config.source import SourceSettings
+from relay.config.topology import TopologySettings
 
 ENV_PREFIX: Final = "RELAY_"
 
@@ -44,17 +44,13 @@ class Settings(BaseSettings):
 
     broker: BrokerSettings | None = None
     http: HttpSettings = HttpSettings()
+    topology: TopologySettings = TopologySettings()
     source: tuple[SourceSettings, ...]
 
     @field_validator("source", mode="before")
     @classmethod
     def _in_order(cls, sources: Any) -> Any:
-        """Sources are kept by their index while flags, environment and file are laid over each other."""
-        if not isinstance(sources, Mapping):
-            return sources
-        if not all(isinstance(index, str) and index.isdecimal() for index in sources):
-            raise ValueError("should be [[source]] tables in a file, or numbered from 0, like RELAY_SOURCE__0__DSN")
-        return [sources[index] for index in sorted(sources, key=int)]
+        return in_order(sources, "[[source]]", f"{ENV_PREFIX}SOURCE__0__DSN")
 
     @field_validator("source")
     @classmethod

@@ -9,7 +9,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from relay.config.base import Duration, Frozen
+from relay.config.base import Duration, Frozen, in_order
+from relay.config.capture import DEFAULT, CaptureSettings, LogicalCapture
 from relay.wal.connection import database
 
 _NAME: Final = re.compile(r"[a-z0-9_]{1,50}")
@@ -40,6 +41,27 @@ class SourceSettings(Frozen):
     """How long published rows stay in the outbox."""
     parked_limit: int = Field(default=10_000, gt=0)
     """The source stops rather than park more messages than this."""
+    capture: tuple[CaptureSettings, ...] = DEFAULT
+    """Which changes are messages."""
+
+    @field_validator("capture", mode="before")
+    @classmethod
+    def _in_order(cls, captures: Any) -> Any:
+        return in_order(captures, "[[source.capture]]", "RELAY_SOURCE__0__CAPTURE__0__KIND")
+
+    @field_validator("capture")
+    @classmethod
+    def _apart(cls, captures: tuple[CaptureSettings, ...]) -> tuple[CaptureSettings, ...]:
+        if not captures:
+            raise ValueError("is empty: leave it out, or say what is captured")
+        names = [capture.name for capture in captures]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"has two of the name {', '.join(twice)}: give them a name each")
+        prefixes = [capture.prefix for capture in captures if isinstance(capture, LogicalCapture)]
+        if len(set(prefixes)) < len(prefixes):
+            raise ValueError("has two of kind logical with the same prefix")
+        return captures
 
     @field_validator("outbox_retention")
     @classmethod

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from relay.broker.connection import Disrupted
 from relay.broker.publisher import Outcome, Unsendable
-from relay.capture.message import HeadersError, Kind, Lane, Message
+from relay.capture.message import HeadersError, Kind, Lane, Malformed, Message
 from relay.config import BrokerSettings, OnUnroutable, Ordering, SourceSettings
+from relay.daemon.addressing import envelopes, routing
 from relay.daemon.lines import Lines
 from relay.daemon.parking import Parking
 from relay.daemon.progress import Transaction
@@ -79,7 +80,9 @@ class Outlet:
         self._status = status
         self._log = log
         self._max_message_bytes = broker.max_message_bytes
-        self._routes = Routes(source.name, DEFAULT_POLICIES | dict(broker.on_unroutable))
+        self._routes = Routes(
+            source.name, routing(broker, source), envelopes(source), DEFAULT_POLICIES | dict(broker.on_unroutable)
+        )
         self._lines = Lines(strict=source.ordering is Ordering.STRICT)
         self._released: deque[Sending] = deque()
         self._releasing = False
@@ -156,6 +159,13 @@ class Outlet:
             self._park(sending, self._too_large(message))
         elif (route.certain and self._lines.idle) or self._lines.enter(sending):
             self._uplink.send(sending)
+
+    def set_aside(self, malformed: Malformed, transaction: Transaction, ordinal: int) -> None:
+        """Park what is no message. To be called when there is room."""
+        self.published += 1
+        if self._index.empty or not self._seen_to(malformed.message, transaction, ordinal):
+            position = Position(transaction.commit_lsn, ordinal)
+            self._parking.park(malformed.message, position, Reason.UNENCODABLE, str(malformed), transaction.settle)
 
     def passed(self, lsn: Lsn) -> None:
         """Everything that was committed before `lsn` has been handed over."""

@@ -5,12 +5,26 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from relay.capture.outbox import OutboxCapture
+from relay.capture.captures import Captures
+from relay.capture.message import Malformed
+from relay.capture.message import Message as Captured
 from relay.daemon.outlet import Outlet
 from relay.daemon.progress import Progress, Transaction
 from relay.log import SourceLog
+from relay.wal.description import Descriptions
 from relay.wal.lsn import Lsn, format_lsn
-from relay.wal.pgoutput import Begin, Commit, Insert, Message, Relation, decode
+from relay.wal.pgoutput import (
+    Begin,
+    Commit,
+    Delete,
+    Insert,
+    LogicalMessage,
+    Message,
+    Relation,
+    Truncate,
+    Update,
+    decode,
+)
 from relay.wal.protocol import Keepalive, XLogData
 from relay.wal.stream import Stream
 
@@ -29,10 +43,19 @@ class Pump:
     under the same ids.
     """
 
-    def __init__(self, stream: Stream, outlet: Outlet, confirmed: Lsn, log: SourceLog) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        outlet: Outlet,
+        confirmed: Lsn,
+        captures: Captures,
+        descriptions: Descriptions,
+        log: SourceLog,
+    ) -> None:
         self._stream = stream
         self._outlet = outlet
-        self._capture = OutboxCapture()
+        self._captures = captures
+        self._descriptions = descriptions
         self._due = asyncio.Event()
         self._stopping = False
         self._long = LongTransaction(log)
@@ -49,20 +72,20 @@ class Pump:
 
     async def read(self) -> None:
         """Read, capture and publish until stopped. Raises what ends the stream, or what cannot be understood."""
-        capture, outlet = self._capture.capture, self._outlet
+        of_outbox, outlet = self._captures.of_outbox, self._outlet
         while not self.at_rest:
             for frame in await self._stream.read():
                 if isinstance(frame, XLogData):
                     change = decode(frame.data)
-                    if isinstance(change, Insert):  # the hot path: nearly all of a stream is rows
-                        message = capture(change)
+                    if isinstance(change, Insert):  # the hot path: nearly all of a stream is rows of the outbox
+                        message = of_outbox(change)
                         if message is not None:
                             transaction = self.progress.publish()
                             if not outlet.has_room:
                                 await outlet.room()
                             outlet.publish(message, transaction, transaction.messages - 1)
-                        continue
-                    self._mark(change)
+                            continue
+                    await self._take(change, frame.wal_start)
                 else:
                     self._keepalive(frame)
                 if self.at_rest:  # the rest of the batch is unread for PostgreSQL too, and comes again
@@ -87,16 +110,35 @@ class Pump:
         self._due.clear()
         await self._stream.report(self.progress.safe)
 
-    def _mark(self, change: Message) -> None:
-        """What stands between rows."""
+    async def _take(self, change: Message, lsn: Lsn) -> None:
+        """Everything but rows of the outbox."""
         match change:
             case Begin():
                 self.progress.begin(change.final_lsn, change.committed_at)
+                self._captures.begin(change)
             case Commit():
                 self._long.look(None)
+                self._captures.end(change)
                 self.progress.commit(change.end_lsn)
             case Relation():
-                self._capture.describe(change)
+                if self._captures.describe(change):
+                    self._captures.learn(change, *await self._descriptions.types_and_key(change))
+            case Insert() | Update() | Delete() | Truncate() | LogicalMessage():
+                try:
+                    for message in self._captures.messages(change, lsn):
+                        await self._publish(message)
+                except Malformed as malformed:
+                    await self._publish(malformed.message, malformed)
+
+    async def _publish(self, message: Captured, malformed: Malformed | None = None) -> None:
+        """Hand a message over; one that is malformed, to be set aside."""
+        transaction = self.progress.publish()
+        if not self._outlet.has_room:
+            await self._outlet.room()
+        if malformed is None:
+            self._outlet.publish(message, transaction, transaction.messages - 1)
+        else:
+            self._outlet.set_aside(malformed, transaction, transaction.messages - 1)
 
     def _keepalive(self, keepalive: Keepalive) -> None:
         self.progress.keepalive(keepalive.wal_end)

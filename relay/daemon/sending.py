@@ -1,29 +1,38 @@
 """A message on its way out, and the route that it takes."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from itertools import chain
+from typing import Final, TypeAlias
 
-from relay.broker.encoding import Template
-from relay.capture.envelope import common
+from relay.broker.encoding import Flaw, Template, Unsendable
+from relay.capture.envelope import CLOUDEVENTS, Envelope
 from relay.capture.message import Kind, Message
-from relay.capture.routing import route
+from relay.capture.routing import Resolved, Routing
 from relay.config import OnUnroutable
 from relay.daemon.progress import Transaction
 from relay.parking.index import Refusal
 from relay.wal.lsn import Position
 
 ROUTES_MAX: Final = 10_000
-"""Routes that are remembered at once. Who puts ids into types or destinations has new ones all the time: then all are
-forgotten, and what they had in common is encoded and proven again."""
+"""Routes that are remembered at once. Who puts ids into types, destinations or routing keys has new ones all the time:
+then all are forgotten, and what they had in common is encoded and proven again."""
+
+_Key: TypeAlias = "tuple[str, Kind, str, str, str | None]"
+"""Capture, kind, aggregate type, type and destination of a message."""
+
+_new: Final = tuple.__new__
+"""Makes a named tuple in half the time of its own constructor, which is Python."""
 
 
 @dataclass(slots=True, eq=False)
 class Route:
-    """What messages of one kind, aggregate type, type and destination have in common."""
+    """What messages of one capture, kind, aggregate type, type and destination have in common, to the same address."""
 
     template: Template
     policy: OnUnroutable
+    envelope: Envelope = CLOUDEVENTS
     proven: bool = False
     """A message was confirmed here without coming back, on this connection."""
     certain: bool = False
@@ -54,30 +63,71 @@ class Route:
 class Routes:
     """The routes of a source's messages, each made once."""
 
-    def __init__(self, source: str, on_unroutable: dict[str, OnUnroutable]) -> None:
+    def __init__(
+        self,
+        source: str,
+        routing: Routing,
+        envelopes: Mapping[str, Envelope],
+        on_unroutable: Mapping[str, OnUnroutable],
+    ) -> None:
+        """`envelopes` are by the names of captures. A message of another one, which was parked before the configuration
+        changed, leaves as CloudEvents.
+        """
         self._source = source
+        self._routing = routing
+        self._envelopes = envelopes
         self._on_unroutable = on_unroutable
-        self._known: dict[tuple[Kind, str, str, str | None], Route] = {}
+        self._known: dict[_Key, Route] = {}
+        self._own_addresses: dict[_Key, Resolved] = {}
+        """Templates that name fields which are not in the key: they are rendered for every message."""
+        self._addressed: dict[tuple[_Key, str, str], Route] = {}
+        """The routes of these, by what was rendered."""
 
     def of(self, message: Message) -> Route:
-        """The route of a message. Raises Unsendable when a name does not fit into AMQP."""
-        key = message[1], message[2], message[4], message[5]  # kind, both types, destination: once a message
+        """The route of a message. Raises Unsendable when a name does not fit into AMQP, or when it is no message."""
+        # Capture, kind, both types, destination: once a message.
+        key = message[13], message[1], message[2], message[4], message[5]
         found = self._known.get(key)
-        return found if found is not None else self._add(key, message)
+        return found if found is not None else self._find(key, message)
 
     def doubt(self) -> None:
         """None of them is proven any more."""
-        for one in self._known.values():
+        for one in chain(self._known.values(), self._addressed.values()):
             one.doubt()
 
-    def _add(self, key: tuple[Kind, str, str, str | None], message: Message) -> Route:
-        if len(self._known) >= ROUTES_MAX:
-            self._known.clear()
-        exchange, routing_key = route(message)
+    def _find(self, key: _Key, message: Message) -> Route:
+        """The route of a message whose key alone does not say it, or not yet."""
+        resolved = self._own_addresses.get(key)
+        if resolved is None:
+            if not message.type and not message.aggregate_type:  # as a row that could not be understood was set aside
+                raise Unsendable("it is no message: only its content is kept", Flaw.UNENCODABLE)
+            resolved = self._routing.resolve(message)
+        exchange, routing_key = (template.render(message, self._source) for template in resolved)
+        found = self._addressed.get((key, exchange, routing_key))
+        if found is not None:
+            return found
+        self._make_room()
+        made = self._made(message, exchange, routing_key)
+        if resolved.shared:
+            self._known[key] = made
+        else:
+            self._own_addresses[key] = resolved
+            self._addressed[key, exchange, routing_key] = made
+        return made
+
+    def _made(self, message: Message, exchange: str, routing_key: str) -> Route:
+        envelope = self._envelopes.get(message.capture, CLOUDEVENTS)
+        template = Template(exchange, routing_key, envelope.common(message, self._source))
         policy = self._on_unroutable.get(message.type) or self._on_unroutable[message.kind]
-        added = self._known[key] = Route(Template(exchange, routing_key, common(message, self._source)), policy)
-        added.doubt()
-        return added
+        route = Route(template, policy, envelope)
+        route.doubt()
+        return route
+
+    def _make_room(self) -> None:
+        if len(self._known) + len(self._addressed) >= ROUTES_MAX:
+            self._known.clear()
+            self._own_addresses.clear()
+            self._addressed.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +181,7 @@ class Sending:
     def position(self) -> Position:
         """Where it lies in the stream."""
         origin = self.origin
-        return origin.position if isinstance(origin, Replay) else Position(origin.commit_lsn, self.ordinal)
+        return origin.position if isinstance(origin, Replay) else _new(Position, (origin.commit_lsn, self.ordinal))
 
     def refused_by(self, proofs: int) -> None:
         """A queue has refused it. A queue that takes others meanwhile is alive: that deserves more patience."""

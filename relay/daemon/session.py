@@ -14,13 +14,14 @@ from relay.daemon.outlet import Outlet
 from relay.daemon.parking import Parking
 from relay.daemon.partitions import Partitions
 from relay.daemon.pump import Pump
-from relay.daemon.start import Start
+from relay.daemon.start import Prepared, Start
 from relay.daemon.status import SourceStatus, State
 from relay.errors import SourceAway
 from relay.log import SourceLog
 from relay.parking.request import ASKED
 from relay.tasks import Beside, end
 from relay.wal.connection import connect, fetch_one, listen, refusal
+from relay.wal.description import Descriptions
 from relay.wal.lsn import format_lsn
 from relay.wal.slot import find_slot, verify_asynchronous, verify_server
 from relay.wal.stream import Stream
@@ -84,18 +85,21 @@ class Session:
         stack.push_async_callback(parking.close)
         outlet = Outlet(self._source, self._broker, parking, self._status, self._log)
         async with Beside(outlet.run(), parking.run(outlet.replay, outlet.changed)) as beside:
-            stream = await beside.do(self._open(control, outlet, start, parking))
+            stream, prepared = await beside.do(self._open(control, outlet, start, parking))
             stack.push_async_callback(stream.close)
+            descriptions = await stack.enter_async_context(Descriptions(self._dsn, self._label))
             slot = await find_slot(control, self._source.slot)
             if slot is None:
                 raise SourceAway(f"slot {self._source.slot} was dropped just now")
-            await stream.start(self._source.slot, self._source.publication)
-            pump = Pump(stream, outlet, slot.confirmed_flush_lsn, self._log)
+            await stream.start(self._source.slot, prepared.publications)
+            pump = Pump(stream, outlet, slot.confirmed_flush_lsn, prepared.captures, descriptions, self._log)
             keeper = Keeper(control, self._label, self._source.slot, outlet, pump.progress, parking)
             beside.add(pump.report(await _status_interval(control)), keeper.run(), self._partitions(pump).run())
             await self._flow(beside, outlet, pump, keeper)
 
-    async def _open(self, control: AsyncConnection[TupleRow], outlet: Outlet, start: Start, parking: Parking) -> Stream:
+    async def _open(
+        self, control: AsyncConnection[TupleRow], outlet: Outlet, start: Start, parking: Parking
+    ) -> tuple[Stream, Prepared]:
         """All that comes before the stream. The broker is first: a new slot's snapshot is not to be held for it."""
         listening = asyncio.ensure_future(_listen(control, parking))
         connected = asyncio.ensure_future(outlet.connected())
@@ -107,11 +111,10 @@ class Session:
             await end(listening, connected)
         stream = await Stream.open(self._dsn, name=self._label)
         try:
-            await start.prepare(stream, outlet)
+            return stream, await start.prepare(stream, outlet)
         except BaseException:
             await stream.close()
             raise
-        return stream
 
     def _partitions(self, pump: Pump) -> Partitions:
         return Partitions(self._dsn, self._label, self._source.outbox_retention, lambda: pump.progress.safe, self._log)

@@ -1,43 +1,44 @@
-"""How a source starts: it waits for its turn, and sees to its slot and to the rows that were there before it."""
+"""How a source starts: it waits for its turn, and sees to what is captured, to its slot, and to what is older."""
 
-import asyncio
-from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from relay.capture.captures import Captures
 from relay.config import SourceSettings
-from relay.daemon.backlog import backlog
+from relay.daemon.capturing import Capturing
+from relay.daemon.copier import Copier
 from relay.daemon.outlet import Outlet
-from relay.daemon.progress import Progress
 from relay.daemon.status import SourceStatus
 from relay.daemon.status import State as Standing
 from relay.log import SourceLog
-from relay.tasks import end
+from relay.wal.captured import Captured, forget_captured, read_captured, write_captured
+from relay.wal.captured import State as TableState
 from relay.wal.checkpoint import State, read_checkpoint, write_state
 from relay.wal.connection import address, database, fetch_one, listen
-from relay.wal.lsn import NOWHERE, format_lsn
-from relay.wal.slot import (
-    PublicationMissing,
-    SlotMissing,
-    create_publication,
-    drop_slot,
-    find_slot,
-    open_transactions,
-    publication_exists,
-    verify_publication,
-)
+from relay.wal.lsn import format_lsn
+from relay.wal.publication import ensure_publications, publication_names
+from relay.wal.slot import SlotMissing, drop_slot, find_slot
 from relay.wal.stream import Stream
+from relay.wal.table import TableName
 
 STANDBY_POLL_S: Final = 1.0
 """How often a second instance looks whether the first is gone."""
 
-SLOT_PATIENCE_S: Final = 5.0
-"""How long the creation of a slot may take before the log says whom it waits for."""
+CAPTURED: Final = Captured(TableState.STREAMING, None)
+CAPTURED_LATER: Final = Captured(TableState.COPYING, None)
+"""A table that is captured from now on: without a copy of its rows, or once they are copied."""
 
 LOCK_CLASS: Final = 0x72656C79
 """First half of the advisory lock that the active relay of a slot holds. (The letters "rely".)"""
+
+
+class Prepared(NamedTuple):
+    """What a stream is started with."""
+
+    captures: Captures
+    publications: tuple[str, ...]
 
 
 class Start:
@@ -46,9 +47,8 @@ class Start:
     def __init__(
         self, source: SourceSettings, control: AsyncConnection[TupleRow], status: SourceStatus, log: SourceLog
     ) -> None:
-        self._name = source.name
+        self._source = source
         self._slot = source.slot
-        self._publication = source.publication
         self._dsn = source.dsn.get_secret_value()
         self._control = control
         self._status = status
@@ -67,61 +67,70 @@ class Start:
         self._status.became(Standing.STARTING, "it is about to stream")
         self._log.info("active", f"working on {address(self._dsn)}")
 
-    async def prepare(self, stream: Stream, outlet: Outlet) -> None:
-        """See to it that there is a slot to stream from, and that everything older than it is published."""
+    async def prepare(self, stream: Stream, outlet: Outlet) -> Prepared:
+        """See to it that there are publications and a slot to stream from, and that everything older is published."""
+        capturing = await Capturing.resolve(self._control, self._source)
+        system_identifier = await stream.system_identifier()
         checkpoint = await read_checkpoint(self._control, self._slot)
         slot = await find_slot(self._control, self._slot)
         if checkpoint is not None and checkpoint.state is State.STREAMING and slot is None:
             since = f" after {format_lsn(checkpoint.flush_lsn)}" if checkpoint.flush_lsn else ""
             raise SlotMissing(f"slot {self._slot} is gone: what was committed{since} may not have been published")
+        copier = Copier(self._source, self._control, capturing, system_identifier, outlet, self._log)
         if slot is not None and (checkpoint is None or checkpoint.state is State.STREAMING):
             slot.verify(database(self._dsn))
-            if not await publication_exists(self._control, self._publication):
-                raise PublicationMissing(f"publication {self._publication} of source {self._name} is gone")
-            await verify_publication(self._control, self._publication)
-            if checkpoint is None:
-                await write_state(self._control, self._slot, State.STREAMING)
-                words = f"slot {self._slot} was there already: rows older than it are not published"
-                self._log.warning("slot_adopted", words)
-            return
-        if slot is not None:
-            slot.verify_owner(database(self._dsn))
-            await drop_slot(self._control, self._slot)
-        await self._first_start(stream, outlet)
+            await self._go_on(copier, capturing, adopts=checkpoint is None)
+        else:
+            if slot is not None:
+                slot.verify_owner(database(self._dsn))
+                await drop_slot(self._control, self._slot)
+            await self._first_start(stream, copier, capturing)
+        captured = await read_captured(self._control, self._slot)
+        copied = {table: one.since for table, one in captured.items() if one.since is not None}
+        return Prepared(
+            capturing.captures(system_identifier, copied, self._status.change_ignored),
+            publication_names(self._source.publication, capturing.wanted),
+        )
 
-    async def _first_start(self, stream: Stream, outlet: Outlet) -> None:
-        """Publication, slot, and the rows that were committed before the slot.
+    async def _go_on(self, copier: Copier, capturing: Capturing, *, adopts: bool) -> None:
+        """There is a slot. What is captured may have changed since the last start.
+
+        A table enters the publication before it enters relay.captured, and leaves it before it leaves that: a crash in
+        between makes it look new, or unwanted, once more.
+        """
+        known = await read_captured(self._control, self._slot)
+        await self._publish(capturing, frozenset(known))
+        if adopts:
+            await write_state(self._control, self._slot, State.STREAMING)
+            words = f"slot {self._slot} was there already: rows older than it are not published"
+            self._log.warning("slot_adopted", words)
+        wanted = capturing.tables.keys()
+        await forget_captured(self._control, self._slot, known.keys() - wanted)
+        added = {
+            table: CAPTURED_LATER if capturing.copied(table) and not adopts else CAPTURED
+            for table in wanted - known.keys()
+        }
+        await write_captured(self._control, self._slot, added)
+        late = [table for table, one in (known | added).items() if table in wanted and one.state is TableState.COPYING]
+        if late:
+            await copier.late(late)
+
+    async def _first_start(self, stream: Stream, copier: Copier, capturing: Capturing) -> None:
+        """Publications, slot, and the rows that were committed before the slot.
 
         A crash before the last line leaves the state at "copying": then the slot is dropped, and all this begins again.
         """
-        if not await publication_exists(self._control, self._publication):
-            await create_publication(self._control, self._publication)
-            self._log.info("publication_created", f"created publication {self._publication}")
-        await verify_publication(self._control, self._publication)
+        await forget_captured(self._control, self._slot, await read_captured(self._control, self._slot))
+        await self._publish(capturing, None)
         await write_state(self._control, self._slot, State.COPYING)
-        snapshot = await self._create_slot(stream)
+        snapshot = await copier.create_slot(stream, self._slot)
         self._log.info("slot_created", f"created slot {self._slot}")
-        await self._copy(snapshot, outlet)
+        await copier.first(snapshot)
+        await write_captured(self._control, self._slot, dict.fromkeys(capturing.tables, CAPTURED))
         await write_state(self._control, self._slot, State.STREAMING)
 
-    async def _create_slot(self, stream: Stream) -> str:
-        creating = asyncio.ensure_future(stream.create_slot(self._slot))
-        try:
-            done, _ = await asyncio.wait({creating}, timeout=SLOT_PATIENCE_S)
-            if not done:
-                who = await open_transactions(self._control, SLOT_PATIENCE_S)
-                words = f"PostgreSQL creates the slot once these open transactions have ended: {who}"
-                self._log.warning("slot_waits", words)
-            return await creating
-        finally:
-            await end(creating)
-
-    async def _copy(self, snapshot: str, outlet: Outlet) -> None:
-        """Publish what was there before the slot, as if it were one transaction: there is no LSN to advance."""
-        rows = Progress(NOWHERE)
-        rows.begin(NOWHERE, datetime.now(UTC))
-        async for seq, message in backlog(self._control, snapshot):
-            await outlet.room()
-            outlet.publish(message, rows.publish(), seq)
-        await outlet.backlog_settled()
-        self._log.info("backlog_published", f"published {outlet.published} messages that were older than the slot")
+    async def _publish(self, capturing: Capturing, known: frozenset[TableName] | None) -> None:
+        """Let the publications contain exactly what is captured."""
+        changes = await ensure_publications(self._control, self._source.publication, capturing.wanted, known)
+        for change in changes:
+            self._log.info("publication_changed", change)

@@ -42,6 +42,8 @@ class SourceStatus:
         """Messages that are parked, as far as this process knows."""
         self.in_flight = 0
         """Messages that are published and not yet settled."""
+        self.ignored = 0
+        """Changes in the stream that no capture is for, since the process began."""
         self._session = State.STARTING
         self._session_reason: str | None = "it has not reached its servers yet"
         self._broker_lost: str | None = None
@@ -106,6 +108,10 @@ class SourceStatus:
         self.unheard[key] += 1
         return self.unheard[key] == 1
 
+    def change_ignored(self) -> None:
+        """Count a change that no capture is for."""
+        self.ignored += 1
+
     def details(self) -> dict[str, object]:
         """What /readyz shows: docs/http.md lists the keys. Of the unheard routes, the busiest come first."""
         return {
@@ -115,5 +121,6 @@ class SourceStatus:
             "broker_blocked": self.broker_blocked,
             "in_flight": self.in_flight,
             "parked": self.parked,
+            "ignored": self.ignored,
             "unheard": dict(self.unheard.most_common()),
         }

@@ -10,7 +10,6 @@ from relay.backoff import Backoff
 from relay.broker.connection import INTERNAL_ERROR, Connection, Disrupted
 from relay.broker.publisher import Outcome, Publisher, Unsendable
 from relay.broker.topology import declare_exchanges
-from relay.capture.envelope import varying
 from relay.capture.message import HeadersError
 from relay.daemon.sending import Sending
 from relay.daemon.status import SourceStatus
@@ -182,9 +181,10 @@ class Uplink:
 
     def _publish(self, publisher: Publisher[Sending], sending: Sending) -> bool:
         """False when the channel has just been closed, of which `run` is about to hear."""
-        message = sending.message
+        message, route = sending.message, sending.route
         try:
-            publisher.publish(sending.route.template, varying(message), message.payload, sending)
+            varying = route.envelope.varying(message, sending.position)
+            publisher.publish(route.template, varying, message.payload, sending)
         except (Unsendable, HeadersError) as error:
             self._tell.unsendable(sending, error)
         except BrokerAway:

@@ -21,6 +21,7 @@ from relay.demo.server import PrivateServer
 
 SCRIPT = "rabbitmq-server"
 ADMIN = "admin"
+PLUGINS = ("rabbitmq_management", "rabbitmq_consistent_hash_exchange")
 STOP_S = 30.0
 """How long a clean stop may take; queues are written to disk in it."""
 
@@ -117,7 +118,7 @@ class PrivateRabbitMQ(PrivateServer):
         self._program = program
         self._private.make("home")
         self._private.write("home/.erlang.cookie", secrets.token_urlsafe(24), mode=0o400)
-        self._private.write("enabled_plugins", "[rabbitmq_management].\n")
+        self._private.write("enabled_plugins", f"[{', '.join(PLUGINS)}].\n")
         self._private.write("definitions.json", json.dumps(definitions(tuple(self._users.values()))))
         self._private.make("none")  # in the place of the machine's own configuration
 

@@ -1,6 +1,7 @@
 """The library that services use: messages that commit with the work they are about, and handlers that run once."""
 
-from relay.messaging import inbox, outbox
+from relay.messaging import event_store, inbox, outbox
+from relay.messaging.event_store import StoredEvent, UnreadableEvent, WrongVersion
 from relay.messaging.message import Command, Event, Failure, Incoming, Message, Reply, Unprocessable
 from relay.messaging.outbox import NotInTransaction, WrongDestination
 from relay.messaging.service import HandlerTaken, Service
@@ -17,10 +18,14 @@ __all__ = [
     "Pool",
     "Reply",
     "Service",
+    "StoredEvent",
     "Transaction",
     "TransactionLost",
     "Unprocessable",
+    "UnreadableEvent",
     "WrongDestination",
+    "WrongVersion",
+    "event_store",
     "inbox",
     "outbox",
 ]

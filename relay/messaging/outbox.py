@@ -1,7 +1,9 @@
 """The outbox: a message that commits with the work that it is about."""
 
+import secrets
+import time
 from collections.abc import Coroutine, Mapping
-from typing import Any, Final, LiteralString, TypeAlias, TypedDict, Unpack, cast, overload
+from typing import Any, Final, LiteralString, NamedTuple, TypeAlias, TypedDict, Unpack, cast, overload
 from uuid import UUID
 
 from psycopg import AsyncConnection, Connection
@@ -22,6 +24,10 @@ _INSERT: Final[LiteralString] = """
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::json, %s::text::json)
     RETURNING id
 """
+
+# Since PostgreSQL 17 there is a fourth parameter, `flush`, false unless given. The commit flushes a transactional
+# message anyway, so three mean the same in every version. The cast decides between the functions for text and bytea.
+_EMIT: Final[LiteralString] = "SELECT pg_catalog.pg_logical_emit_message(true, 'relay.outbox', %s::text)"
 
 
 class NotInTransaction(RelayError):
@@ -49,6 +55,24 @@ class Options(TypedDict, total=False):
     """What must happen at most once: saga id / step / branch."""
     headers: Mapping[str, JsonValue]
     """Extra AMQP headers."""
+    wal_only: bool
+    """Write the message to the write-ahead log, and to no table."""
+
+
+class _Row(NamedTuple):
+    """What is inserted, in the order of the statement's columns and under their names."""
+
+    kind: str
+    aggregate_type: str
+    aggregate_id: str
+    type: str
+    destination: str | None
+    correlation_id: str | None
+    reply_to: str | None
+    causation_id: str | None
+    operation: str | None
+    headers: str
+    payload: str
 
 
 def require_transaction(conn: Connection[Any] | AsyncConnection[Any]) -> None:
@@ -74,39 +98,73 @@ def add(
 
     The relay publishes it after the commit; after a rollback it never was. Messages of one aggregate are published in
     the order of the commits, and within a transaction in the order of the calls.
+
+    With `wal_only=True` no row is written: the message stands in the write-ahead log and nowhere else, and commits or
+    rolls back all the same. It takes no right on any table. What a lost slot swallowed is published again from rows, so
+    such a message is gone then. The source needs a capture of kind `logical`, which it has unless configured otherwise.
+
     Raises NotInTransaction or WrongDestination, and whatever psycopg raises.
     """
     require_transaction(conn)
-    parameters = _row(message, aggregate, options)
+    row = _row(message, aggregate, options)
+    if options.get("wal_only"):
+        return _emit(conn, row)
     if isinstance(conn, AsyncConnection):
-        return _insert(conn, parameters)
-    return cast(UUID, conn.cursor(row_factory=scalar_row).execute(_INSERT, parameters).fetchone())
+        return _insert(conn, row)
+    return cast(UUID, conn.cursor(row_factory=scalar_row).execute(_INSERT, row).fetchone())
 
 
-async def _insert(conn: AsyncConnection[Any], parameters: list[str | None]) -> UUID:
-    cursor = await conn.cursor(row_factory=scalar_row).execute(_INSERT, parameters)
+async def _insert(conn: AsyncConnection[Any], row: _Row) -> UUID:
+    cursor = await conn.cursor(row_factory=scalar_row).execute(_INSERT, row)
     return cast(UUID, await cursor.fetchone())
 
 
-def _row(message: Message, aggregate: Aggregate, options: Options) -> list[str | None]:
-    """What is inserted, in the order of the statement's columns."""
+def _emit(conn: Connection[Any] | AsyncConnection[Any], row: _Row) -> UUID | Coroutine[Any, Any, UUID]:
+    message_id = _new_id()
+    content = _content(message_id, row)
+    if isinstance(conn, AsyncConnection):
+        return _emit_async(conn, message_id, content)
+    conn.execute(_EMIT, (content,))
+    return message_id
+
+
+async def _emit_async(conn: AsyncConnection[Any], message_id: UUID, content: str) -> UUID:
+    await conn.execute(_EMIT, (content,))
+    return message_id
+
+
+def _new_id() -> UUID:
+    """A UUID of version 7: milliseconds since 1970, then chance. Source: RFC 9562, section 5.7."""
+    bits = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return UUID(int=bits & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+
+
+def _content(message_id: UUID, row: _Row) -> str:
+    """A JSON object with the columns of the outbox, nulls left out. Headers and payload are JSON already."""
+    names = {name: value for name, value in row._asdict().items() if value is not None}
+    headers, payload = names.pop("headers"), names.pop("payload")
+    head = to_json({"id": message_id, **names}).decode()
+    return f'{head[:-1]},"headers":{headers},"payload":{payload}}}'
+
+
+def _row(message: Message, aggregate: Aggregate, options: Options) -> _Row:
     kind, destination = kind_of(message), options.get("to")
     if (kind == "event") != (destination is None):
         wrong = "an event has no destination" if kind == "event" else f"a {kind} needs a destination: to="
         raise WrongDestination(f"{type_of(message)}: {wrong}")
-    return [
-        kind,
-        aggregate[0],
-        str(aggregate[1]),
-        type_of(message),
-        destination,
-        _text(options.get("correlation_id")),
-        options.get("reply_to"),
-        _text(options.get("causation_id")),
-        options.get("operation"),
-        to_json(options.get("headers", {})).decode(),
-        message.model_dump_json(),
-    ]
+    return _Row(
+        kind=kind,
+        aggregate_type=aggregate[0],
+        aggregate_id=str(aggregate[1]),
+        type=type_of(message),
+        destination=destination,
+        correlation_id=_text(options.get("correlation_id")),
+        reply_to=options.get("reply_to"),
+        causation_id=_text(options.get("causation_id")),
+        operation=options.get("operation"),
+        headers=to_json(options.get("headers", {})).decode(),
+        payload=message.model_dump_json(),
+    )
 
 
 def _text(value: str | UUID | None) -> str | None:

@@ -49,9 +49,11 @@ class Sheet(Entry):
     reply_to: str | None
     causation_id: str | None
     operation: str | None
+    capture: str
+    """The name of the capture that it came by."""
     headers: str
     payload: str
-    """The body as it is in the outbox."""
+    """The body as it was captured; one that is no text in UTF-8, as \\x and hexadecimal digits."""
 
 
 class Selection(NamedTuple):
@@ -104,7 +106,10 @@ _ENTRY: LiteralString = """
            extract(epoch FROM clock_timestamp() - parked_at)::float AS parked_seconds
 """
 
-_SHEET: LiteralString = ", correlation_id, reply_to, causation_id, operation, headers, payload"
+_SHEET: LiteralString = """,
+           correlation_id, reply_to, causation_id, operation, capture, headers,
+           CASE WHEN binary_payload IS NULL THEN payload ELSE '\\x' || encode(binary_payload, 'hex') END AS payload
+"""
 
 _EACH: LiteralString = " FROM numbered WHERE matches ORDER BY commit_lsn, ordinal LIMIT %(limit)s"
 

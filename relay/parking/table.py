@@ -121,11 +121,12 @@ async def load(connection: AsyncConnection[TupleRow], slot: str) -> Memory:
 
 _INSERT: LiteralString = """
     INSERT INTO relay.parked (slot, commit_lsn, ordinal, id, kind, aggregate_type, aggregate_id, type, destination,
-        correlation_id, reply_to, causation_id, operation, headers, payload, created_at, reason, detail)
+        correlation_id, reply_to, causation_id, operation, headers, payload, binary_payload, created_at, capture, reason,
+        detail)
     SELECT %s, *
     FROM unnest(%s::pg_lsn[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
-        %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[],
-        %s::text[])
+        %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::timestamptz[],
+        %s::text[], %s::text[], %s::text[])
     ON CONFLICT (slot, commit_lsn, ordinal) DO NOTHING
 """
 
@@ -136,22 +137,33 @@ async def insert(connection: AsyncConnection[TupleRow], slot: str, rows: Sequenc
         (
             *(format_lsn(position.commit_lsn), position.ordinal),
             *message[: Message._fields.index("headers")],
-            *(message.headers.decode(), message.payload.decode(), message.created_at or None),
-            *(refusal.reason, refusal.detail),
+            message.headers.decode(),
+            *_payload(message.payload),
+            *(message.created_at or None, message.capture, refusal.reason, refusal.detail),
         )
         for message, position, refusal in rows
     ]
     await connection.execute(_INSERT, (slot, *map(list, zip(*cells, strict=True))))
 
 
+def _payload(payload: bytes) -> tuple[str, bytes | None]:
+    """As text where it is any, so that a person can read it; else as it is. PostgreSQL's text holds no zero byte."""
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        return "", payload
+    return ("", payload) if "\0" in text else (text, None)
+
+
 _CHUNK: LiteralString = """
     WITH chosen AS (
         SELECT number, commit_lsn, ordinal,
-               sum(octet_length(payload) + octet_length(headers)) OVER (ORDER BY number) AS bytes
+               sum(octet_length(payload) + octet_length(headers) + coalesce(octet_length(binary_payload), 0))
+                    OVER (ORDER BY number) AS bytes
         FROM unnest(%(lsns)s::pg_lsn[], %(ordinals)s::bigint[]) WITH ORDINALITY AS wanted (commit_lsn, ordinal, number)
         JOIN relay.parked USING (commit_lsn, ordinal) WHERE slot = %(slot)s)
     SELECT number::int, id, kind, aggregate_type, aggregate_id, type, destination, correlation_id, reply_to,
-           causation_id, operation, headers, payload, created_at::text
+           causation_id, operation, headers, payload, created_at::text, binary_payload, capture
     FROM chosen JOIN relay.parked USING (commit_lsn, ordinal)
     WHERE slot = %(slot)s AND (bytes <= %(most)s OR number = (SELECT min(number) FROM chosen)) ORDER BY number
 """
@@ -164,13 +176,14 @@ async def fetch(
     them that are not there any more, because somebody deleted them by hand."""
     parameters = {"slot": slot, "most": CHUNK_BYTES, **_columns(positions)}
     rows = await (await connection.execute(_CHUNK, parameters)).fetchall()
-    found = {number - 1: _message(values) for number, *values in rows}
+    found = {number - 1: _message(values, binary, capture) for number, *values, binary, capture in rows}
     last = max(found, default=len(positions) - 1)
     return {position: found.get(number) for number, position in enumerate(positions[: last + 1])}
 
 
-def _message(values: Sequence[str | None]) -> Message:
-    return to_message([None if value is None else value.encode() for value in values])
+def _message(values: Sequence[str | None], binary: bytes | None, capture: str) -> Message:
+    message = to_message([None if value is None else value.encode() for value in values])
+    return message._replace(payload=message.payload if binary is None else binary, capture=capture)
 
 
 async def find(connection: AsyncConnection[TupleRow], slot: str, ids: Sequence[str]) -> set[Position]:

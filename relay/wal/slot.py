@@ -27,16 +27,6 @@ class SlotUnusable(SourceError):
     """There is a slot of that name, and the relay cannot stream from it."""
 
 
-class PublicationMissing(SourceError):
-    """The slot is in use and its publication is gone: PostgreSQL silently skips what is committed meanwhile."""
-
-    hint = "Read docs/slot-loss.md: rows written without the publication were not, and will not be, published."
-
-
-class PublicationIncomplete(SourceError):
-    """The publication does not contain what the relay captures."""
-
-
 _STANDBY_TOKEN: Final = re.compile(r'"(?:[^"]|"")*"|[()]|[^\s,()"]+')
 """Of synchronous_standby_names: a quoted name, a bracket, or a plain name, keyword or number."""
 
@@ -146,43 +136,3 @@ async def verify_server(connection: AsyncConnection[TupleRow]) -> None:
         raise SourceError(f"the server runs with wal_level = {wal_level}, which logical replication cannot read", hint)
     if no_schema:
         raise SourceError("the database has no table relay.outbox", "Run `relay migrate` on this database first.")
-
-
-async def publication_exists(connection: AsyncConnection[TupleRow], name: str) -> bool:
-    """Whether there is such a publication."""
-    return await fetch_one(connection, "SELECT 1 FROM pg_publication WHERE pubname = %s", (name,)) is not None
-
-
-async def create_publication(connection: AsyncConnection[TupleRow], name: str) -> None:
-    """Publish the rows that are inserted into relay.outbox, whichever partition they land in."""
-    statement = sql.SQL(
-        "CREATE PUBLICATION {} FOR TABLE relay.outbox WITH (publish = 'insert', publish_via_partition_root = true)"
-    )
-    await connection.execute(statement.format(sql.Identifier(name)))
-
-
-async def verify_publication(connection: AsyncConnection[TupleRow], name: str) -> None:
-    """Raise PublicationIncomplete unless every column of every row inserted into relay.outbox comes through."""
-    query: LiteralString = """
-        SELECT pubinsert, pubviaroot, outbox.pubname IS NOT NULL,
-               coalesce(outbox.rowfilter IS NULL, true),
-               coalesce(outbox.attnames @> (
-                   SELECT array_agg(attname) FROM pg_attribute
-                   WHERE attrelid = 'relay.outbox'::regclass AND attnum > 0 AND NOT attisdropped), true)
-        FROM pg_publication
-        LEFT JOIN pg_publication_tables AS outbox
-            ON outbox.pubname = pg_publication.pubname AND outbox.schemaname = 'relay' AND outbox.tablename = 'outbox'
-        WHERE pg_publication.pubname = %s
-    """
-    wrong = (
-        "does not publish INSERTs",
-        "publishes partitions under their own names (publish_via_partition_root is off)",
-        "does not contain the table relay.outbox",
-        "filters the rows of relay.outbox",
-        "leaves out columns of relay.outbox",
-    )
-    row = await fetch_one(connection, query, (name,)) or (False,)
-    for good, what in zip(row, wrong, strict=False):
-        if not good:
-            hint = "Give the source a publication of its own, which the relay creates, or mend this one by hand."
-            raise PublicationIncomplete(f"publication {name} {what}", hint)

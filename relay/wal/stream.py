@@ -1,8 +1,9 @@
 """The COPY BOTH conversation of logical replication: the only code that touches a replication socket."""
 
 import asyncio
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import psycopg
 from psycopg import AsyncConnection, pq, sql
@@ -10,7 +11,7 @@ from psycopg.rows import TupleRow
 
 from relay.errors import SourceAway
 from relay.wal.connection import connect, refusal
-from relay.wal.lsn import Lsn
+from relay.wal.lsn import Lsn, parse_lsn
 from relay.wal.protocol import Keepalive, XLogData, parse_frame, status_frame
 
 BATCH: Final = 256
@@ -19,6 +20,14 @@ BATCH_BYTES: Final = 4_000_000
 
 _END_OF_COPY: Final = -1
 _WOULD_BLOCK: Final = 0
+
+
+class Snapshot(NamedTuple):
+    """What a new slot begins with."""
+
+    name: str
+    """Of the exported snapshot: it shows every transaction that committed before `consistent`, and no other."""
+    consistent: Lsn
 
 
 class SlotBusy(SourceAway):
@@ -49,22 +58,33 @@ class Stream:
         """Connect in replication mode. Raises SourceError or SourceAway."""
         return cls(await connect(dsn, name=name, replication=True), dsn)
 
-    async def create_slot(self, slot: str) -> str:
-        """Create a permanent slot for pgoutput; return the name of the snapshot that shows all that was before it.
+    async def system_identifier(self) -> str:
+        """What tells this cluster, and its standbys, from all others. Raises SourceError or SourceAway."""
+        return str((await self._command(sql.SQL("IDENTIFY_SYSTEM")))[0])
+
+    async def create_slot(self, slot: str, *, temporary: bool = False) -> Snapshot:
+        """Create a slot for pgoutput; a temporary one goes with this connection.
 
         The snapshot is good until the next command on this connection. PostgreSQL first waits for every transaction of
         the cluster that is open now. Raises SourceError or SourceAway.
         """
-        create = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')")
+        create = sql.SQL("CREATE_REPLICATION_SLOT {} {} LOGICAL pgoutput (SNAPSHOT 'export')").format(
+            sql.Identifier(slot), sql.SQL("TEMPORARY" if temporary else "")
+        )
+        _, consistent, snapshot, _ = await self._command(create)
+        return Snapshot(str(snapshot), parse_lsn(str(consistent)))
+
+    async def _command(self, command: sql.SQL | sql.Composed) -> TupleRow:
+        """The one row that a command of the replication protocol answers."""
         try:
-            row = await (await self._connection.execute(create.format(sql.Identifier(slot)))).fetchone()
+            row: TupleRow | None = await (await self._connection.execute(command)).fetchone()
         except psycopg.Error as error:
             raise refusal(error, self._dsn) from None
         if row is None:
-            raise SourceAway(f"PostgreSQL did not answer the creation of slot {slot}")
-        return str(row[2])
+            raise SourceAway(f"PostgreSQL did not answer {command.as_string()}")
+        return row
 
-    async def start(self, slot: str, publication: str) -> None:
+    async def start(self, slot: str, publications: Iterable[str]) -> None:
         """Begin to stream from where the slot was last confirmed.
 
         Always from 0/0: PostgreSQL knows the confirmed position, and would silently skip to any later one.
@@ -72,7 +92,7 @@ class Stream:
         """
         command = sql.SQL(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')"
-        ).format(sql.Identifier(slot), sql.Literal(_quoted(publication)))
+        ).format(sql.Identifier(slot), sql.Literal(",".join(map(_quoted, publications))))
         try:
             await self._connection.execute(command)
         except psycopg.errors.ObjectInUse as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,14 +54,21 @@ async def test_a_committed_row_arrives_as_it_was_written(database: Database, vho
         (delivery,) = await box.until_count(1)
     message_id = str(database.value("SELECT id FROM relay.outbox"))
     created = database.value("SELECT floor(extract(epoch FROM created_at))::bigint FROM relay.outbox")
+    time = database.value(
+        "SELECT to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS') FROM relay.outbox"
+    )
     properties = delivery.properties
     assert delivery.body.decode() == payload
     assert (delivery.exchange, delivery.routing_key) == ("relay.events", "order.OrderCreated")
     assert (properties.message_id, properties.type) == (message_id, "OrderCreated")
     assert (properties.content_type, properties.app_id) == ("application/json", "shop")
     assert (properties.correlation_id, properties.reply_to, properties.timestamp) == ("c", "r", created)
-    assert properties.headers == {
+    headers = dict(properties.headers)
+    assert str(headers.pop("ce-time")).startswith(str(time))
+    assert re.fullmatch("[0-9A-F]{16}-0{16}", str(headers.pop("ce-sequence")))
+    assert headers == {
         "traceparent": "00-a-b-01",
+        "ce-traceparent": "00-a-b-01",
         "n": 3,
         "ce-id": message_id,
         "ce-source": "shop",

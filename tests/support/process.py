@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from signal import SIGTERM, Signals
 from types import TracebackType
 from typing import Any, Self
@@ -97,6 +98,12 @@ class RelayProcess(Process):
         if name:
             settings["RELAY_SOURCE__0__NAME"] = name
         super().__init__(["relay", "run"], settings | {f"RELAY_{setting}": value for setting, value in more.items()})
+
+
+def configured_relay(file: Path, amqp_url: str) -> Process:
+    """`relay run` for the sources of a file."""
+    settings = {"RELAY_BROKER__URL": amqp_url, "RELAY_LOG_FORMAT": "json", "RELAY_HTTP__LISTEN": ""}
+    return Process(["relay", "run", "--config", str(file)], settings)
 
 
 class ServiceProcess(Process):

@@ -28,7 +28,8 @@ from relay.errors import BrokerAway, BrokerError, ConfigError, ExitCode, RelayEr
 from relay.schema import MigrationFailed
 from relay.wal.connection import address, prepared, refusal
 from relay.wal.protocol import ProtocolError
-from relay.wal.slot import PublicationIncomplete, PublicationMissing, SlotMissing, SlotUnusable, SynchronousStandby
+from relay.wal.publication import PublicationIncomplete, PublicationMissing
+from relay.wal.slot import SlotMissing, SlotUnusable, SynchronousStandby
 from relay.wal.stream import SlotBusy
 
 DSN = "postgresql://relay:hunter2@db.example:5433/orders"

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from relay.capture.captures import OUTBOX_TABLE, Captures
 from relay.capture.message import Message
-from relay.capture.outbox import COLUMNS, CaptureError
+from relay.capture.outbox import COLUMNS, CaptureError, OutboxCapture
 from relay.daemon import pump as pump_module
 from relay.daemon.progress import Progress, StreamGap, Transaction
 from relay.daemon.pump import LongTransaction, Pump
 from relay.errors import SourceAway
 from relay.log import SourceLog
+from relay.wal.description import Descriptions
 from relay.wal.lsn import Lsn
 from relay.wal.protocol import Keepalive, ProtocolError, XLogData
 
@@ -159,7 +161,8 @@ async def pumping(*, every_s: float = NEVER_S) -> AsyncIterator[Stage]:
     stream: Any = FakeStream()
     outlet: Any = FakeOutlet()
     outlet.opened.set()
-    pump = Pump(stream, outlet, CONFIRMED, SourceLog("shop", "relay_shop"))
+    captures = Captures("7", {OUTBOX_TABLE: OutboxCapture()})
+    pump = Pump(stream, outlet, CONFIRMED, captures, Descriptions("", ""), SourceLog("shop", "relay_shop"))
     reading = asyncio.create_task(pump.read())
     reporting = asyncio.create_task(pump.report(every_s))
     try:

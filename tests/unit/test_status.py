@@ -152,5 +152,6 @@ def test_the_details_are_what_json_can_say_and_hold_every_number() -> None:
         "broker_blocked": None,
         "in_flight": 5,
         "parked": 2,
+        "ignored": 0,
         "unheard": {},
     }

@@ -1,0 +1,125 @@
+"""`[[source.capture]]`: which changes of a source are messages, and how they look."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from relay.capture import columns as row_columns
+from relay.capture.debezium import DebeziumSettings
+from relay.capture.message import OUTBOX
+from relay.config.base import Frozen
+from relay.config.routing import RouteSettings
+
+
+class Envelope(StrEnum):
+    """How a message is wrapped."""
+
+    CLOUDEVENTS = "cloudevents"
+    PLAIN = "plain"
+    DEBEZIUM = "debezium"
+
+
+class Snapshot(StrEnum):
+    """What becomes of the rows that are there when the capture of their table begins."""
+
+    INITIAL = "initial"
+    """They are published first."""
+    NEVER = "never"
+
+
+def _parses(columns: Mapping[str, str]) -> Mapping[str, str]:
+    if columns:
+        row_columns.parse(columns)
+    return columns
+
+
+Columns = Annotated[Mapping[str, str], AfterValidator(_parses)]
+"""For each part of a message a column, a path into a JSON column, or a 'literal'."""
+
+
+class _Capture(Frozen):
+    """What every kind has."""
+
+    name: str = Field(min_length=1, max_length=100)
+    """Unique in its source. Parked messages remember it."""
+    envelope: Envelope = Envelope.CLOUDEVENTS
+    routing: RouteSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_kind(cls, given: object) -> object:
+        return {"name": given["kind"]} | given if isinstance(given, dict) and "kind" in given else given
+
+
+class _Wrapped(_Capture):
+    """A capture whose payload is the application's own."""
+
+    @field_validator("envelope")
+    @classmethod
+    def _is_no_debezium(cls, envelope: Envelope) -> Envelope:
+        if envelope is Envelope.DEBEZIUM:
+            raise ValueError('cannot be debezium: that is what changes of tables look like (kind = "table")')
+        return envelope
+
+
+class OutboxCapture(_Wrapped):
+    """Rows of relay.outbox, or of another table that somebody writes messages to."""
+
+    kind: Literal["outbox"]
+    table: str = "relay.outbox"
+    columns: Columns = Field(default_factory=dict)
+    """Where the parts of a message are; nothing for a table whose columns are named as those of relay.outbox."""
+    snapshot: Snapshot = Snapshot.INITIAL
+
+    @model_validator(mode="after")
+    def _leaves_its_own_alone(self) -> "OutboxCapture":
+        if self.table == "relay.outbox" and self.columns:
+            raise ValueError("has columns for relay.outbox, whose columns are what they are")
+        return self
+
+
+class LogicalCapture(_Wrapped):
+    """Logical messages: an outbox without a table."""
+
+    kind: Literal["logical"]
+    prefix: str = Field(default="relay.outbox", min_length=1)
+
+
+class EventStoreCapture(_Wrapped):
+    """Rows of an append-only table of events."""
+
+    kind: Literal["event_store"]
+    table: str = "relay.event_store"
+    columns: Columns = Field(default_factory=dict)
+    """As for an outbox; nothing for a table that looks like relay.event_store."""
+    snapshot: Snapshot = Snapshot.INITIAL
+
+
+class TableCapture(_Capture):
+    """Changes of plain tables."""
+
+    kind: Literal["table"]
+    tables: tuple[str, ...] = Field(min_length=1)
+    exclude_columns: frozenset[str] = frozenset()
+    snapshot: Snapshot = Snapshot.INITIAL
+    debezium: Mapping[str, str | bool | int] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_debezium(self) -> "TableCapture":
+        if self.debezium and self.envelope is not Envelope.DEBEZIUM:
+            raise ValueError('has settings of Debezium, but not envelope = "debezium"')
+        DebeziumSettings.parse(self.debezium)
+        return self
+
+
+CaptureSettings = Annotated[
+    OutboxCapture | LogicalCapture | EventStoreCapture | TableCapture, Field(discriminator="kind")
+]
+
+DEFAULT: tuple[CaptureSettings, ...] = (
+    OutboxCapture(kind="outbox", name=OUTBOX),
+    LogicalCapture(kind="logical", name="logical"),
+)
+"""What a source captures unless it says otherwise."""
