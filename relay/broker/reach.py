@@ -128,10 +128,11 @@ def _lets_through(exchange: Exchange, binding: Binding, key: "_Automaton") -> bo
 
 
 class _Run(Enum):
-    """What stands for any number of characters."""
+    """What stands for any number of characters, or for none."""
 
     ANY = "any characters"
     WORD = "any characters but dots"
+    NONE = "no character"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +169,8 @@ def _topic(key: str) -> _Automaton:
         if after_word and words[number - 1] != "#":
             steps.append(".")
         if word == "#":
-            skips[len(steps)] = len(steps) + 2
-            steps += [_Run.ANY, "."]
+            skips[len(steps)] = len(steps) + 3  # from a step of its own: within a run nothing may be skipped
+            steps += [_Run.NONE, _Run.ANY, "."]
         else:
             steps += [_Run.WORD] if word == "*" else word
     return _Automaton(tuple(steps), skips)
@@ -215,4 +216,4 @@ def _following(one: _Automaton, other: _Automaton, i: int, j: int) -> set[tuple[
 
 
 def _takes(run: _Run, character: str) -> bool:
-    return run is _Run.ANY or character != "."
+    return run is _Run.ANY or (run is _Run.WORD and character != ".")

@@ -68,6 +68,11 @@ class RouteTemplate:
                     raise ValueError(f"{at}: a }} without a {{ before it; write }}}} for a brace")
         return cls(text, tuple(pieces), frozenset(piece for is_field, piece in pieces if is_field))
 
+    @classmethod
+    def literal(cls, text: str) -> Self:
+        """A template that is just this text, whatever braces are in it."""
+        return cls(text.replace("{", "{{").replace("}", "}}"), ((False, text),), frozenset())
+
     @property
     def shared(self) -> bool:
         """Whether messages with the same SHARED_FIELDS all get the same text."""

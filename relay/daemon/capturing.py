@@ -100,4 +100,3 @@ class Capturing:
             return NativeWriter()
         given = DebeziumSettings.parse(capture.debezium)
         return DebeziumWriter(given, self.source.name, database(self.source.dsn.get_secret_value()), __version__)
-        return writer

@@ -47,9 +47,7 @@ async def write_captured(
         SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::pg_lsn[])
         ON CONFLICT (slot, table_schema, table_name) DO UPDATE SET state = excluded.state, since = excluded.since
     """
-    rows = [
-        (*table, one.state, None if one.since is None else format_lsn(one.since)) for table, one in tables.items()
-    ]
+    rows = [(*table, one.state, None if one.since is None else format_lsn(one.since)) for table, one in tables.items()]
     if rows:
         await connection.execute(query, (slot, *map(list, zip(*rows, strict=True))))
 

@@ -68,10 +68,12 @@ DEBEZIUMS_OUTBOX = Way(
     type = "type"
     payload = "payload"
     """,
-    lambda n: f"""
+    lambda n: (
+        f"""
         INSERT INTO public.outboxevent VALUES (gen_random_uuid(), 'order', '{of(n)}', 'OrderCreated', '{{"n": {n}}}');
         DELETE FROM public.outboxevent
-    """,
+    """
+    ),
     lambda n: [(str(of(n)), "OrderCreated", {"n": n})],
     """
     CREATE TABLE public.outboxevent (
@@ -94,12 +96,14 @@ EVENTUATES_MESSAGE = Way(
     payload = "payload"
     created_at = "creation_time"
     """,
-    lambda n: f"""
+    lambda n: (
+        f"""
         INSERT INTO public.message (id, destination, headers, payload, published, creation_time)
         VALUES ('m{n}', 'order',
                 '{{"event-aggregate-type": "order", "event-type": "OrderCreated", "PARTITION_ID": "{of(n)}"}}',
                 '{{"n": {n}}}', 0, 1795388273000)
-    """,
+    """
+    ),
     lambda n: [(str(of(n)), "OrderCreated", {"n": n})],
     """
     CREATE TABLE public.message (
@@ -111,12 +115,14 @@ EVENTUATES_MESSAGE = Way(
 LOGICAL = Way(
     "logical messages",
     'kind = "logical"',
-    lambda n: f"""
+    lambda n: (
+        f"""
         SELECT pg_logical_emit_message(true, 'relay.outbox', '{{
             "aggregate_type": "order", "aggregate_id": "{of(n)}", "type": "OrderCreated", "payload": {{"n": {n}}}}}');
         SELECT pg_logical_emit_message(false, 'relay.outbox', 'not of this transaction');
         SELECT pg_logical_emit_message(true, 'somebody else''s', 'not for the relay')
-    """,
+    """
+    ),
     lambda n: [(str(of(n)), "OrderCreated", {"n": n})],
 )
 

@@ -290,7 +290,7 @@ async def described(database: Database, *names: str) -> list[PgType]:
 def sent(database: Database, name: str, literals: Sequence[str | None]) -> list[bytes | None]:
     """What the relay is sent for a column of this type that holds these values."""
     with psycopg.connect(prepared(database.dsn, "saga-relay test")) as connection:
-        connection.execute(sql.SQL(f"CREATE TEMP TABLE holder (place int, value {name})"))  # type: ignore[arg-type]
+        connection.execute(sql.SQL(f"CREATE TEMP TABLE holder (place int, value {name})"))
         for place, literal in enumerate(literals):
             values = sql.SQL("INSERT INTO holder VALUES ({}, {})").format(place, sql.Literal(literal))
             connection.execute(values)
@@ -349,6 +349,28 @@ async def test_a_composite_value_of_every_type_survives(shop: Database) -> None:
     await then_nothing_is_lost(shop, "everything", rows)
     items = ",".join(quoted(row, "NULL") for row in rows)
     await then_nothing_is_lost(shop, "everything[]", [f"{{{items},NULL}}"])
+
+
+async def test_postgresql_itself_reads_a_row_of_json(shop: Database) -> None:
+    """As docs/values.md says."""
+    shop.query(
+        "CREATE TYPE visit AS (id int8, total numeric, took interval, at timestamptz, day date, span int4range,"
+        " tags text[], home place, more place[], how mood, much price, extra jsonb, low float8, addr inet)"
+    )
+    (kind,) = await described(shop, "visit")
+    row = "ROW(9007199254740993, 'NaN', '-1 year 2 days', '2024-02-29 12:00+02', 'infinity', '[1,9)'," + (
+        "'{{a,NULL},{\"\",c}}', ROW('x', 1, '{sad}', 'infinity'), ARRAY[ROW(NULL, 1, '{}', NULL)::place, NULL],"
+        " 'so \"so\"', 1.5, '[1, {\"a\": 1.50}]', '-0', '10.0.0.1/8')::visit"
+    )
+    with psycopg.connect(prepared(shop.dsn, "saga-relay test")) as connection:
+        result = connection.execute(sql.SQL(f"SELECT {row}")).pgresult
+        assert result is not None
+        text = result.get_value(0, 0)
+        assert text is not None
+        read = sql.SQL("SELECT json_populate_record(NULL::visit, {})").format(encoder(kind)(text).decode())
+        again = connection.execute(read).pgresult
+    assert again is not None
+    assert again.get_value(0, 0) == text
 
 
 async def test_xml_survives(shop: Database) -> None:

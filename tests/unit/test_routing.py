@@ -54,6 +54,8 @@ def test_text_without_braces_stays_as_it_is(text: str) -> None:
 @given(st.text(max_size=20))
 def test_any_text_can_be_written_with_its_braces_doubled(text: str) -> None:
     assert rendered(text.replace("{", "{{").replace("}", "}}")) == text
+    literal = RouteTemplate.literal(text)
+    assert (literal.render(EVENT, "shop"), rendered(str(literal))) == (text, text)
 
 
 @given(texts, st.sampled_from(FIELDS), texts)

@@ -268,11 +268,11 @@ nullable = st.none() | words
 
 def shaped(sizes: list[int]) -> "st.SearchStrategy[Items]":
     """Arrays of these dimensions."""
-    inner: st.SearchStrategy[object] = nullable if len(sizes) == 1 else shaped(sizes[1:])
-    return st.lists(inner, min_size=sizes[0], max_size=sizes[0])  # type: ignore[return-value]
+    inner: st.SearchStrategy[str | Items | None] = nullable if len(sizes) == 1 else shaped(sizes[1:])
+    return st.lists(inner, min_size=sizes[0], max_size=sizes[0])
 
 
-arrays = st.lists(st.integers(1, 3), min_size=1, max_size=6).flatmap(shaped) | st.just([])
+arrays: st.SearchStrategy[Items] = st.lists(st.integers(1, 3), min_size=1, max_size=6).flatmap(shaped) | st.just([])
 
 
 def escaped(text: str) -> str:
