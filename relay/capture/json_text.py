@@ -53,7 +53,7 @@ def find(document: object, path: Sequence[str]) -> object:
 
 
 def find_raw(text: str, path: Sequence[str]) -> str:
-    """What `find` finds, as it is written; the path has to lead somewhere. Of a key that is there twice the last counts."""
+    """What `find` finds, as it is written; the path has to lead somewhere. Of keys that are alike the last counts."""
     for key in path:
         text = {member.key: member.raw for member in members(text)}[key]
     return text

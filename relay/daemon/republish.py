@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,7 +60,7 @@ class Selection:
     @property
     def condition(self) -> sql.Composed:
         """As SQL. COPY takes no parameters, so the values are in it."""
-        parts = [
+        parts: list[sql.Composable] = [
             sql.SQL("{} = ANY ({}::text[])").format(sql.Identifier(column), sql.Literal(list(values)))
             for column, values in (
                 ("kind", [str(kind) for kind in self.kinds]),
@@ -122,12 +122,13 @@ class Republish:
         try:
             await self._verify_queue(connection)
             publisher: Publisher[int] = await Publisher.open(connection, self._settled, self._news.set)
+            publisher.channel.closed.add_done_callback(lambda _: self._news.set())
             async with aclosing(self._rows(selection)) as rows:
                 async for seq, message in rows:
-                    await self._until(publisher, room=True)
+                    await self._until(publisher, lambda: publisher.has_room)
                     self._next = seq
                     self._publish(publisher, seq, message)
-            await self._until(publisher, room=False)
+            await self._until(publisher, lambda: not self._open)
             self._next = None
         finally:
             await connection.close()
@@ -141,7 +142,7 @@ class Republish:
                 raise QueueMissing(f"there is no queue {self._queue} on RabbitMQ at {connection.where}") from None
             raise
 
-    async def _rows(self, selection: Selection) -> AsyncIterator[tuple[int, Message]]:
+    async def _rows(self, selection: Selection) -> AsyncGenerator[tuple[int, Message], None]:
         """The rows, in one statement and so in one snapshot. A policy that hides rows from the role is an error."""
         query = sql.SQL("COPY (SELECT seq, {} FROM {} WHERE {} ORDER BY seq) TO STDOUT").format(
             sql.SQL(", ").join(map(sql.Identifier, COLUMNS)), sql.Identifier(SCHEMA, TABLE), selection.condition
@@ -190,22 +191,15 @@ class Republish:
                 hint = "Somebody deleted it in the middle. Declare it again, and begin from the start."
                 self._refusal = Refused(f"{message} came back: the queue {self._queue} is gone", hint)
 
-    async def _until(self, publisher: Publisher[int], *, room: bool) -> None:
-        """Wait until there is room for one more message, or until all are confirmed. Raises what prevents that."""
+    async def _until(self, publisher: Publisher[int], ready: Callable[[], bool]) -> None:
+        """Wait for what the broker has to bring about. Raises why it does not."""
         closed = publisher.channel.closed
-        closed.add_done_callback(self._wake)
-        try:
-            while self._refusal is None and not closed.done():
-                if publisher.has_room if room else not self._open:
-                    return
-                self._news.clear()
-                await self._news.wait()
-        finally:
-            closed.remove_done_callback(self._wake)
+        while self._refusal is None and not closed.done():
+            if ready():
+                return
+            self._news.clear()
+            await self._news.wait()
         raise self._refusal or closed.result()
-
-    def _wake(self, _: "asyncio.Future[BrokerError]") -> None:
-        self._news.set()
 
 
 def _outbox_of(source: SourceSettings) -> str:

@@ -22,6 +22,7 @@ from relay.wal.selection import matching_tables
 from relay.wal.table import TableName
 
 __all__ = [
+    "PUBLISHES_GENERATED",
     "Changes",
     "PublicationIncomplete",
     "PublicationMissing",

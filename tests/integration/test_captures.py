@@ -261,7 +261,7 @@ async def test_a_value_that_was_not_sent_is_marked_and_never_null(source: Source
 
 async def test_a_partitioned_table_speaks_with_the_name_of_its_root(source: Source, vhost: VirtualHost) -> None:
     source.run(
-        "CREATE TABLE public.readings (at date, sensor int, v float8, PRIMARY KEY (at, sensor)) PARTITION BY RANGE (at)",
+        "CREATE TABLE public.readings (at date, sensor int, v real, PRIMARY KEY (at, sensor)) PARTITION BY RANGE (at)",
         "CREATE TABLE public.old PARTITION OF public.readings FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')",
         "CREATE TABLE public.young PARTITION OF public.readings FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')",
         "INSERT INTO public.readings VALUES ('2025-06-01', 7, 21.5)",

@@ -1,15 +1,18 @@
 """Rows of a table that somebody else laid out become messages, by configuration alone."""
 
 import json
+import re
+import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.capture.change import Origin
-from relay.capture.columns import EVENT_STORE, OUTBOX, Columns, parse
+from relay.capture.columns import EVENT_STORE, FIELDS, OUTBOX, Columns, parse
 from relay.capture.identity import derived_id
 from relay.capture.message import CaptureError, Kind, Malformed, Message
 from relay.capture.outbox import to_message
@@ -509,3 +512,33 @@ class TestMalformed:
         assert all("\0" not in field and field.encode() for field in message if isinstance(field, str) and field)
         assert message.headers.decode().lstrip().startswith("{")
         assert printed(datetime.fromisoformat(message.created_at)) == message.created_at
+
+
+class TestThePage:
+    """docs/capture-outbox.md shows what is tested here."""
+
+    PAGE = Path(__file__).parents[2] / "docs/capture-outbox.md"
+
+    def columns(self, name: str) -> dict[str, str]:
+        """The columns of the capture of this name."""
+        examples = re.findall(r"^```toml\n(.*?)^```$", self.PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        captures = [capture for example in examples for capture in tomllib.loads(example)["source"]["capture"]]
+        (columns,) = (capture["columns"] for capture in captures if capture.get("name") == name)
+        return dict(columns)
+
+    @pytest.mark.parametrize(("name", "columns"), [("debezium", DEBEZIUM_COLUMNS), ("eventuate", EVENTUATE_COLUMNS)])
+    def test_the_layouts_of_others(self, name: str, columns: dict[str, str]) -> None:
+        assert self.columns(name) == columns
+
+    def test_a_table_of_ones_own(self) -> None:
+        types = {"no": INT8, "order": INT8, "what": TEXT, "meta": JSONB, "body": JSONB, "at": TIMESTAMPTZ}
+        meta = b'{"trace": {"correlation-id": "saga-1"}}'
+        row = (b"1", b"7", b"OrderCreated", meta, b'{"total": 12.50}', b"2025-06-01 12:00:00+00")
+        message = capture(types, self.columns("shop")).message(row, ORIGIN)
+        assert (message.id, message.aggregate_type, message.aggregate_id) == ("1", "order", "7")
+        assert (message.type, message.correlation_id) == ("OrderCreated", "saga-1")
+        assert (message.headers, message.payload) == (meta, b'{"total": 12.50}')
+
+    def test_every_field_is_told(self) -> None:
+        told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", self.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+        assert {field for cell in told for field in re.findall(r"\w+", cell)} == set(FIELDS)
