@@ -28,6 +28,9 @@ ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
 HTTP_PORT: Final = 15672
 HTTPS_PORT: Final = 15671
 
+_OVERVIEW: Final = "overview"
+"""The one path that is asked without a virtual host."""
+
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
@@ -94,7 +97,7 @@ class Management:
 
     def found(self) -> Found:
         """The exchanges, queues and bindings that there are, and the types of exchange that can be."""
-        known = _tables(_table(self._get("overview", columns="exchange_types")).get("exchange_types"))
+        known = _tables(_table(self._get(_OVERVIEW, columns="exchange_types")).get("exchange_types"))
         basics = {"disable_stats": "true", "enable_queue_totals": "false"}
         exchanges = [_exchange(each) for each in self._list("exchanges", **basics)]
         queues = [_queue(each) for each in self._list("queues", **basics)]
@@ -137,14 +140,14 @@ class Management:
                 raise ManagementAway(self._sentence(error.strerror or str(error))) from error
             except HTTPException as error:
                 raise ManagementAway(self._sentence("what answers there does not speak HTTP")) from error
-        return self._answer(response, body)
+        return self._answer(path, response, body)
 
     def _connection(self) -> HTTPConnection:
         if self.tls is None:
             return HTTPConnection(self.host, self.port, timeout=TIMEOUT_S)
         return HTTPSConnection(self.host, self.port, timeout=TIMEOUT_S, context=self.tls)
 
-    def _answer(self, response: HTTPResponse, body: bytes) -> Json:
+    def _answer(self, path: str, response: HTTPResponse, body: bytes) -> Json:
         try:
             answer: Json = json.loads(body)
         except ValueError:
@@ -156,7 +159,7 @@ class Management:
                 return answer
             case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
                 raise ManagementRefused(self._sentence(f"user {self.user}, virtual host {self.vhost}: {reason}"))
-            case HTTPStatus.NOT_FOUND if isinstance(said, str):
+            case HTTPStatus.NOT_FOUND if path != _OVERVIEW and isinstance(said, str):
                 raise VirtualHostUnknown(self._sentence(f"virtual host {self.vhost}: {reason}"))
         raise ManagementAway(self._sentence(f"no answer of a management API: {reason}"))
 

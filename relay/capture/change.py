@@ -51,6 +51,7 @@ class Origin(NamedTuple):
     """Where a change comes from. All of it survives a crash of anybody, and a promotion, but for `committed_at`."""
 
     system_identifier: str
+    """Of the cluster; of a row of a snapshot, what tells this copy of its table from others."""
     xid: int
     commit_lsn: Lsn
     """Where the record of the commit lies: Begin.final_lsn. 0 for rows of a snapshot."""

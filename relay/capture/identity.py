@@ -30,13 +30,17 @@ def derived_id(origin: Origin, part: int | str = 0) -> str:
     return _uuid5((f"{name}/{part}" if part else name).encode())
 
 
-def snapshot_id(system_identifier: str, table: str, key: str, payload: bytes) -> str:
-    """The id of the message of a row that was there before: the same as long as the row is.
+def snapshot_id(copy_id: str, table: str, key: str, payload: bytes) -> str:
+    """The id of the message of a row that was there before: the same as long as the row is, in one copy of its table.
 
-    The name that is hashed: `snapshot`, the system identifier, the table as schema.table, the key and the payload, with
+    A copy that a crash interrupts and that begins again is the same copy: `copy_id` says so. Another one, after the
+    slot was lost for instance, is not: meanwhile the row may have changed, and changed back, and a consumer that took
+    the second message for the first would keep what was in between.
+
+    The name that is hashed: `snapshot`, the copy's id, the table as schema.table, the key and the payload, with
     a zero byte between them, which PostgreSQL has in no text.
     """
-    return _uuid5(b"\0".join((b"snapshot", system_identifier.encode(), table.encode(), key.encode(), payload)))
+    return _uuid5(b"\0".join((b"snapshot", copy_id.encode(), table.encode(), key.encode(), payload)))
 
 
 def _uuid5(name: bytes) -> str:

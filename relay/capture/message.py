@@ -26,6 +26,10 @@ OUTBOX: Final = "outbox"
 """The name of the capture of relay.outbox, unless it is given another."""
 
 
+NO_CAPTURE: Final = ""
+"""In place of a capture's name: it is no message, and only its content is kept."""
+
+
 class Kind(StrEnum):
     """What a message is for."""
 

@@ -61,8 +61,8 @@ class _Table:
         return tuple(value if place in self.shape.key else None for place, value in enumerate(row))
 
     def rekeyed(self, before: Row, after: Row) -> bool:
-        """Whether the key changed. A value that was not sent is the old one."""
-        return any(after[place] not in (before[place], Unchanged.TOAST) for place in self.shape.key)
+        """Whether the key changed. What was not sent of the new row is filled in already."""
+        return any(after[place] != before[place] for place in self.shape.key)
 
 
 class TableCapture:
@@ -147,21 +147,21 @@ class TableCapture:
             for part, rendered in enumerate(self._writer.write(change))
         ]
 
-    def snapshot_row(self, oid: int, row: Row, system_identifier: str, taken_at: datetime) -> list[Message]:
+    def snapshot_row(self, oid: int, row: Row, copy_id: str, taken_at: datetime) -> list[Message]:
         """The messages of a row that was there when the capture of its table, which is described, began.
 
         A row that is the same has the same id in every snapshot and in every envelope. Raises CaptureError.
         """
         table = self._tables[oid]
         after = table.captured(row)
-        origin = Origin(system_identifier, 0, NOWHERE, NOWHERE, 0, taken_at, None)
+        origin = Origin(copy_id, 0, NOWHERE, NOWHERE, 0, taken_at, None)
         change = RowChange(table.shape, Op.SNAPSHOT, None, False, after, origin)
         key, content = aggregate_id(table.shape, after), _content(after)
         return [
             self._message(
                 change,
                 rendered,
-                snapshot_id(system_identifier, str(table.shape), key, b"%b\0%d" % (content, part) if part else content),
+                snapshot_id(copy_id, str(table.shape), key, b"%b\0%d" % (content, part) if part else content),
             )
             for part, rendered in enumerate(self._writer.write(change))
         ]

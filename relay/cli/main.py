@@ -9,6 +9,7 @@ from relay.cli.demo import demo
 from relay.cli.lag import lag
 from relay.cli.migrate import migrate
 from relay.cli.parked import parked
+from relay.cli.republish import republish
 from relay.cli.run import run
 from relay.cli.topology import topology
 from relay.errors import ExitCode, RelayError
@@ -23,7 +24,7 @@ def cli() -> None:
     """
 
 
-for verb in (run, lag, parked, topology, migrate, demo):
+for verb in (run, lag, parked, republish, topology, migrate, demo):
     cli.add_command(verb)
 
 

@@ -1,6 +1,7 @@
 """`relay republish`."""
 
 import asyncio
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -169,7 +170,7 @@ def _one_of(sources: tuple[SourceSettings, ...], name: str | None) -> SourceSett
 
 async def _told(work: Republish, selection: Selection) -> None:
     """Do the work; a person at a terminal sees how far it has come."""
-    telling = asyncio.ensure_future(_tell(work)) if click.get_text_stream("stderr").isatty() else None
+    telling = asyncio.ensure_future(_tell(work)) if sys.stderr.isatty() else None
     try:
         await work.run(selection)
     finally:

@@ -1,5 +1,6 @@
 """What every part of the settings tree is made of."""
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -44,3 +45,13 @@ def in_order(tables: Any, name: str, example: str) -> Any:
 def by_index(tables: Any) -> Any:
     """An array of tables in a file, by its indexes."""
     return {str(index): table for index, table in enumerate(tables)} if isinstance(tables, list) else tables
+
+
+def from_json(value: Any) -> Any:
+    """What a variable says for a list or a table; anything else as it is."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("is not JSON") from None
+    return value

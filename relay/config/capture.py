@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from relay.capture import columns as row_columns
 from relay.capture.debezium import DebeziumSettings
 from relay.capture.message import OUTBOX
-from relay.config.base import Frozen
+from relay.config.base import Frozen, from_json
 from relay.config.routing import RouteSettings
+from relay.wal.pattern import ColumnPattern, TablePattern
 
 
 class Envelope(StrEnum):
@@ -39,6 +40,34 @@ Columns = Annotated[Mapping[str, str], AfterValidator(_parses)]
 """For each part of a message a column, a path into a JSON column, or a 'literal'."""
 
 
+def _is_table(text: str) -> str:
+    if TablePattern.parse(text).name is None:
+        raise ValueError("should be one table, like public.outbox")
+    return text
+
+
+def _are_tables(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not texts:
+        raise ValueError('should name a table at least, like ["public.customers", "sales.*"]')
+    for text in texts:
+        TablePattern.parse(text)
+    return texts
+
+
+def _are_columns(texts: frozenset[str]) -> frozenset[str]:
+    for text in sorted(texts):
+        ColumnPattern.parse(text)
+    return texts
+
+
+_OF_SEVERAL: Final = ("tables", "exclude_columns", "columns", "debezium", "routing")
+
+Table = Annotated[str, AfterValidator(_is_table)]
+Tables = Annotated[tuple[str, ...], AfterValidator(_are_tables)]
+ExcludedColumns = Annotated[frozenset[str], AfterValidator(_are_columns)]
+"""Names are those of SQL: what has upper case or dots in it is in double quotes."""
+
+
 class _Capture(Frozen):
     """What every kind has."""
 
@@ -49,8 +78,12 @@ class _Capture(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _named_by_its_kind(cls, given: object) -> object:
-        return {"name": given["kind"]} | given if isinstance(given, dict) and "kind" in given else given
+    def _fill_in(cls, given: object) -> object:
+        """The name is that of the kind. A list or a table that a variable gives is JSON."""
+        if not isinstance(given, dict):
+            return given
+        read = {name: from_json(value) if name in _OF_SEVERAL else value for name, value in given.items()}
+        return {"name": given.get("kind")} | read
 
 
 class _Wrapped(_Capture):
@@ -68,7 +101,7 @@ class OutboxCapture(_Wrapped):
     """Rows of relay.outbox, or of another table that somebody writes messages to."""
 
     kind: Literal["outbox"]
-    table: str = "relay.outbox"
+    table: Table = "relay.outbox"
     columns: Columns = Field(default_factory=dict)
     """Where the parts of a message are; nothing for a table whose columns are named as those of relay.outbox."""
     snapshot: Snapshot = Snapshot.INITIAL
@@ -91,7 +124,7 @@ class EventStoreCapture(_Wrapped):
     """Rows of an append-only table of events."""
 
     kind: Literal["event_store"]
-    table: str = "relay.event_store"
+    table: Table = "relay.event_store"
     columns: Columns = Field(default_factory=dict)
     """As for an outbox; nothing for a table that looks like relay.event_store."""
     snapshot: Snapshot = Snapshot.INITIAL
@@ -101,8 +134,8 @@ class TableCapture(_Capture):
     """Changes of plain tables."""
 
     kind: Literal["table"]
-    tables: tuple[str, ...] = Field(min_length=1)
-    exclude_columns: frozenset[str] = frozenset()
+    tables: Tables
+    exclude_columns: ExcludedColumns = frozenset()
     snapshot: Snapshot = Snapshot.INITIAL
     debezium: Mapping[str, str | bool | int] = Field(default_factory=dict)
 

@@ -87,9 +87,14 @@ def _read(file: Path) -> dict[str, Any]:
     return written
 
 
+def _path(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Where a setting stands in the file: pydantic puts the kind of a capture behind its number."""
+    return (*loc[:4], *loc[5:]) if len(loc) > 4 and loc[2] == "capture" else loc
+
+
 def _sentence(problem: Mapping[str, Any]) -> str:
     """One problem: which setting, and what is wrong. Never what it was set to."""
-    setting = ".".join(str(part) for part in problem["loc"])
+    setting = ".".join(str(part) for part in _path(problem["loc"]))
     match problem["type"]:
         case "union_tag_not_found":
             return f"{setting}.kind is missing: outbox, logical, event_store or table"

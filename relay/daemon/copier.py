@@ -1,7 +1,7 @@
 """Publishes the rows that are in tables when their capture begins."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
@@ -42,7 +42,6 @@ class Copier:
         source: SourceSettings,
         control: AsyncConnection[TupleRow],
         capturing: Capturing,
-        system_identifier: str,
         outlet: Outlet,
         log: SourceLog,
     ) -> None:
@@ -51,7 +50,6 @@ class Copier:
         self._slot = source.slot
         self._control = control
         self._capturing = capturing
-        self._system_identifier = system_identifier
         self._outlet = outlet
         self._log = log
 
@@ -68,14 +66,13 @@ class Copier:
         finally:
             await end(creating)
 
-    async def first(self, snapshot: Snapshot) -> None:
+    async def first(self, snapshot: Snapshot, tables: Mapping[TableName, Captured]) -> None:
         """Publish what was there before the source's slot."""
-        tables = [table for table in self._capturing.tables if self._capturing.copied(table)]
         published = await self._copy(snapshot.name, tables, NOWHERE)
         await self._outlet.backlog_settled()
         self._log.info("backlog_published", f"published {published} messages that were older than the slot")
 
-    async def late(self, tables: list[TableName]) -> None:
+    async def late(self, tables: Mapping[TableName, Captured]) -> None:
         """Publish what was in tables before they were captured, beside a slot that has been there for longer.
 
         A temporary slot tells where that is: what of these tables committed before it is in its snapshot, and is passed
@@ -93,22 +90,23 @@ class Copier:
             await stream.close()
         self._log.info("tables_copied", f"published {published} messages of rows that were in {names} before")
 
-    async def _write(self, tables: Iterable[TableName], state: State, since: Lsn) -> None:
-        await write_captured(self._control, self._slot, dict.fromkeys(tables, Captured(state, since)))
+    async def _write(self, tables: Mapping[TableName, Captured], state: State, since: Lsn) -> None:
+        written = {table: one._replace(state=state, since=since) for table, one in tables.items()}
+        await write_captured(self._control, self._slot, written)
 
-    async def _copy(self, snapshot: str, tables: Iterable[TableName], place: Lsn) -> int:
+    async def _copy(self, snapshot: str, tables: Mapping[TableName, Captured], place: Lsn) -> int:
         """Publish as if it were one transaction that committed at `place`: there is no LSN to advance."""
         rows = Progress(NOWHERE)
         rows.begin(place, datetime.now(UTC))
         before = self._outlet.published
         connection = await connect(self._dsn, name=self._label)
         try:
-            copy = Copy(connection, self._system_identifier)
+            copy = Copy(connection)
             await copy.begin(snapshot)
             ordered = sorted(tables, key=lambda table: not self._is_outbox(table))
             for index, table in enumerate(ordered, start=1):
                 capture = self._capturing.capture_of(table)
-                async for number, message in copy.messages(table, capture, index * NUMBERS):
+                async for number, message in copy.messages(table, capture, index * NUMBERS, tables[table].copy_id):
                     await self._outlet.room()
                     if isinstance(message, Malformed):
                         self._outlet.set_aside(message, rows.publish(), number)

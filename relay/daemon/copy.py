@@ -29,10 +29,9 @@ class Copy:
     Rows of an outbox or an event store come in their order, as far as a column tells it; those of plain tables in any.
     """
 
-    def __init__(self, connection: AsyncConnection[TupleRow], system_identifier: str) -> None:
+    def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
         """`connection` is for this alone, in autocommit mode."""
         self._connection = connection
-        self._system_identifier = system_identifier
 
     async def begin(self, snapshot: str) -> None:
         """Show what an exported snapshot shows, until the connection is closed."""
@@ -41,11 +40,12 @@ class Copy:
         await self._connection.execute("SET LOCAL row_security = off")
 
     async def messages(
-        self, table: TableName, capture: Captured, first: int
+        self, table: TableName, capture: Captured, first: int, copy_id: str
     ) -> AsyncIterator[tuple[int, Message | Malformed]]:
         """The messages of a table's rows, and their number among all that are copied.
 
-        Rows of relay.outbox are numbered by their `seq`; others from `first` on. `capture` is for this table alone.
+        Rows of relay.outbox are numbered by their `seq`; others from `first` on. `capture` is for this table alone;
+        `copy_id` tells this copy of it from others.
         """
         relation = await describe(self._connection, table)
         if isinstance(capture, TableCapture):
@@ -58,7 +58,7 @@ class Copy:
         taken_at = datetime.now(UTC)
         async for row in self._rows(table, names, order):
             number = int(str(_text(row[names.index(SEQ)]))) if isinstance(capture, OutboxCapture) else number + 1
-            origin = Origin(self._system_identifier, 0, NOWHERE, NOWHERE, number, taken_at, None)
+            origin = Origin(copy_id, 0, NOWHERE, NOWHERE, number, taken_at, None)
             for message in _messages(capture, relation, row, origin):
                 yield number, message
 

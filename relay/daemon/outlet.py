@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from relay.broker.connection import Disrupted
 from relay.broker.publisher import Outcome, Unsendable
-from relay.capture.message import HeadersError, Kind, Lane, Malformed, Message
+from relay.capture.message import NO_CAPTURE, HeadersError, Kind, Lane, Malformed, Message
 from relay.config import BrokerSettings, OnUnroutable, Ordering, SourceSettings
 from relay.daemon.addressing import envelopes, routing
 from relay.daemon.lines import Lines
@@ -161,11 +161,12 @@ class Outlet:
             self._uplink.send(sending)
 
     def set_aside(self, malformed: Malformed, transaction: Transaction, ordinal: int) -> None:
-        """Park what is no message. To be called when there is room."""
+        """Park what is no message. To be called when there is room. It comes by no capture, so it is never sent."""
         self.published += 1
-        if self._index.empty or not self._seen_to(malformed.message, transaction, ordinal):
+        message = malformed.message._replace(capture=NO_CAPTURE)
+        if self._index.empty or not self._seen_to(message, transaction, ordinal):
             position = Position(transaction.commit_lsn, ordinal)
-            self._parking.park(malformed.message, position, Reason.UNENCODABLE, str(malformed), transaction.settle)
+            self._parking.park(message, position, Reason.UNENCODABLE, str(malformed), transaction.settle)
 
     def passed(self, lsn: Lsn) -> None:
         """Everything that was committed before `lsn` has been handed over."""

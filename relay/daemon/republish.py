@@ -192,10 +192,16 @@ class Republish:
                 self._refusal = Refused(f"{message} came back: the queue {self._queue} is gone", hint)
 
     async def _until(self, publisher: Publisher[int], ready: Callable[[], bool]) -> None:
-        """Wait for what the broker has to bring about. Raises why it does not."""
+        """Wait for what the broker has to bring about. Raises why it does not.
+
+        After a refusal that is when the broker has said what became of all that had left before: a queue may refuse one
+        message before it confirms those in front of it.
+        """
         closed = publisher.channel.closed
-        while self._refusal is None and not closed.done():
-            if ready():
+        while not closed.done():
+            if self._refusal is not None and not publisher.in_flight:
+                raise self._refusal
+            if self._refusal is None and ready():
                 return
             self._news.clear()
             await self._news.wait()

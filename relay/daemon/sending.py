@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from relay.broker.encoding import Flaw, Template, Unsendable
 from relay.capture.envelope import CLOUDEVENTS, Envelope
-from relay.capture.message import Kind, Message
+from relay.capture.message import NO_CAPTURE, Kind, Message
 from relay.capture.routing import Resolved, Routing
 from relay.config import OnUnroutable
 from relay.daemon.progress import Transaction
@@ -99,7 +99,7 @@ class Routes:
         """The route of a message whose key alone does not say it, or not yet."""
         resolved = self._own_addresses.get(key)
         if resolved is None:
-            if not message.type and not message.aggregate_type:  # as a row that could not be understood was set aside
+            if message.capture == NO_CAPTURE:
                 raise Unsendable("it is no message: only its content is kept", Flaw.UNENCODABLE)
             resolved = self._routing.resolve(message)
         exchange, routing_key = (template.render(message, self._source) for template in resolved)

@@ -13,22 +13,18 @@ from relay.daemon.outlet import Outlet
 from relay.daemon.status import SourceStatus
 from relay.daemon.status import State as Standing
 from relay.log import SourceLog
-from relay.wal.captured import Captured, forget_captured, read_captured, write_captured
+from relay.wal.captured import Captured, begun, forget_captured, read_captured, write_captured
 from relay.wal.captured import State as TableState
 from relay.wal.checkpoint import State, read_checkpoint, write_state
 from relay.wal.connection import address, database, fetch_one, listen
 from relay.wal.lsn import format_lsn
-from relay.wal.publication import ensure_publications, publication_names
+from relay.wal.publication import PublicationMissing, ensure_publications, publication_names, read_publication
 from relay.wal.slot import SlotMissing, drop_slot, find_slot
 from relay.wal.stream import Stream
 from relay.wal.table import TableName
 
 STANDBY_POLL_S: Final = 1.0
 """How often a second instance looks whether the first is gone."""
-
-CAPTURED: Final = Captured(TableState.STREAMING, None)
-CAPTURED_LATER: Final = Captured(TableState.COPYING, None)
-"""A table that is captured from now on: without a copy of its rows, or once they are copied."""
 
 LOCK_CLASS: Final = 0x72656C79
 """First half of the advisory lock that the active relay of a slot holds. (The letters "rely".)"""
@@ -76,7 +72,7 @@ class Start:
         if checkpoint is not None and checkpoint.state is State.STREAMING and slot is None:
             since = f" after {format_lsn(checkpoint.flush_lsn)}" if checkpoint.flush_lsn else ""
             raise SlotMissing(f"slot {self._slot} is gone: what was committed{since} may not have been published")
-        copier = Copier(self._source, self._control, capturing, system_identifier, outlet, self._log)
+        copier = Copier(self._source, self._control, capturing, outlet, self._log)
         if slot is not None and (checkpoint is None or checkpoint.state is State.STREAMING):
             slot.verify(database(self._dsn))
             await self._go_on(copier, capturing, adopts=checkpoint is None)
@@ -99,6 +95,8 @@ class Start:
         between makes it look new, or unwanted, once more.
         """
         known = await read_captured(self._control, self._slot)
+        if adopts and await read_publication(self._control, self._source.publication) is None:
+            raise PublicationMissing(f"publication {self._source.publication} of source {self._source.name} is gone")
         await self._publish(capturing, frozenset(known))
         if adopts:
             await write_state(self._control, self._slot, State.STREAMING)
@@ -106,12 +104,11 @@ class Start:
             self._log.warning("slot_adopted", words)
         wanted = capturing.tables.keys()
         await forget_captured(self._control, self._slot, known.keys() - wanted)
-        added = {
-            table: CAPTURED_LATER if capturing.copied(table) and not adopts else CAPTURED
-            for table in wanted - known.keys()
-        }
+        added = {table: begun(copied=capturing.copied(table) and not adopts) for table in wanted - known.keys()}
         await write_captured(self._control, self._slot, added)
-        late = [table for table, one in (known | added).items() if table in wanted and one.state is TableState.COPYING]
+        late = {
+            table: one for table, one in (known | added).items() if table in wanted and one.state is TableState.COPYING
+        }
         if late:
             await copier.late(late)
 
@@ -120,14 +117,25 @@ class Start:
 
         A crash before the last line leaves the state at "copying": then the slot is dropped, and all this begins again.
         """
-        await forget_captured(self._control, self._slot, await read_captured(self._control, self._slot))
         await self._publish(capturing, None)
+        tables = await self._begin_copies(capturing)
         await write_state(self._control, self._slot, State.COPYING)
         snapshot = await copier.create_slot(stream, self._slot)
         self._log.info("slot_created", f"created slot {self._slot}")
-        await copier.first(snapshot)
-        await write_captured(self._control, self._slot, dict.fromkeys(capturing.tables, CAPTURED))
+        await copier.first(snapshot, {table: one for table, one in tables.items() if capturing.copied(table)})
+        done = {table: one._replace(state=TableState.STREAMING) for table, one in tables.items()}
+        await write_captured(self._control, self._slot, done)
         await write_state(self._control, self._slot, State.STREAMING)
+
+    async def _begin_copies(self, capturing: Capturing) -> dict[TableName, Captured]:
+        """Note what is captured. Copies that a crash has interrupted go on under their ids; others have new ones."""
+        checkpoint = await read_checkpoint(self._control, self._slot)
+        known = await read_captured(self._control, self._slot)
+        await forget_captured(self._control, self._slot, known)
+        interrupted = known if checkpoint is not None else {}
+        tables = {table: interrupted.get(table) or begun(copied=capturing.copied(table)) for table in capturing.tables}
+        await write_captured(self._control, self._slot, tables)
+        return tables
 
     async def _publish(self, capturing: Capturing, known: frozenset[TableName] | None) -> None:
         """Let the publications contain exactly what is captured."""

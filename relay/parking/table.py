@@ -121,8 +121,8 @@ async def load(connection: AsyncConnection[TupleRow], slot: str) -> Memory:
 
 _INSERT: LiteralString = """
     INSERT INTO relay.parked (slot, commit_lsn, ordinal, id, kind, aggregate_type, aggregate_id, type, destination,
-        correlation_id, reply_to, causation_id, operation, headers, payload, binary_payload, created_at, capture, reason,
-        detail)
+        correlation_id, reply_to, causation_id, operation, headers, payload, binary_payload, created_at, capture,
+        reason, detail)
     SELECT %s, *
     FROM unnest(%s::pg_lsn[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
         %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::timestamptz[],

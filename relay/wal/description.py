@@ -10,16 +10,16 @@ from psycopg.rows import TupleRow
 from relay.errors import SourceError
 from relay.wal.catalog import load_types
 from relay.wal.connection import connect, fetch_one, refusal
+from relay.wal.identity import primary_keys
 from relay.wal.pgoutput import Column, Relation
 from relay.wal.pgtype import PgType
-from relay.wal.identity import primary_keys
 from relay.wal.publication import PUBLISHES_GENERATED
 from relay.wal.table import TableName
 
 _RELATION: LiteralString = """
     SELECT c.oid::bigint, c.relreplident::text,
            array_agg(a.attname::text ORDER BY a.attnum),
-           array_agg(coalesce(a.attnum = ANY (i.indkey), false) ORDER BY a.attnum),
+           array_agg(coalesce(a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]), false) ORDER BY a.attnum),
            array_agg(a.atttypid::bigint ORDER BY a.attnum),
            array_agg(a.atttypmod ORDER BY a.attnum)
     FROM pg_class AS c

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from relay.errors import SourceAway, SourceError

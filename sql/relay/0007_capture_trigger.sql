@@ -23,10 +23,18 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION relay.captured_row(captured json, hidden text[]) RETURNS text
-LANGUAGE sql STABLE AS $$
-    SELECT concat('{', string_agg(concat(to_json(c.key), ':', c.value), ','), '}')
-    FROM json_each(captured) AS c WHERE c.key <> ALL (hidden)
+-- Not to_json() of the whole row with members taken out of it: PostgreSQL reads no json with \u0000 in it.
+CREATE FUNCTION relay.captured_row(captured record, columns text) RETURNS text
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    image text;
+BEGIN
+    IF columns IS NULL THEN
+        RETURN to_json(captured);
+    END IF;
+    EXECUTE format('SELECT to_json(r) FROM (SELECT %s) AS r', columns) INTO image USING captured;
+    RETURN image;
+END
 $$;
 
 CREATE FUNCTION relay.primary_key(captured regclass) RETURNS text[]
@@ -59,34 +67,36 @@ DECLARE
     first_made_type CONSTANT oid := 16384;  -- FirstNormalObjectId of PostgreSQL: those below are its own
     root CONSTANT oid := coalesce(pg_partition_root(TG_RELID), TG_RELID);
     key text[] := TG_ARGV[1];
-    hidden text[] := TG_ARGV[2];
-    named CONSTANT text[] := key || hidden;
+    hidden CONSTANT text[] := TG_ARGV[2];
     there integer;
     has_made_types boolean;
+    shown text;
     primary_key text[];
-    virtual text[];
     before text := 'null';
     after text := 'null';
     old_id text;
     new_id text;
 BEGIN
-    SELECT count(*) FILTER (WHERE a.attname = ANY (named)),
+    -- Triggers see no value of virtual columns (attgenerated v): they are left out, too, rather than called null.
+    SELECT count(*) FILTER (WHERE a.attname = ANY (key || hidden)),
            bool_or(a.atttypid >= first_made_type),
-           array_agg(a.attname::text) FILTER (WHERE a.attgenerated = 'v'),
+           CASE WHEN bool_or(a.attname = ANY (hidden) OR a.attgenerated = 'v') THEN
+               string_agg(format('($1).%I', a.attname), ', ' ORDER BY a.attnum)
+               FILTER (WHERE a.attname <> ALL (hidden) AND a.attgenerated <> 'v') END,
            array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attnum = ANY ((
                SELECT (i.indkey::int2[])[:i.indnkeyatts - 1] FROM pg_index AS i
                WHERE i.indrelid = root AND i.indisprimary)::int2[]))
-    INTO there, has_made_types, virtual, primary_key
+    INTO there, has_made_types, shown, primary_key
     FROM pg_attribute AS a WHERE a.attrelid = root AND a.attnum > 0 AND NOT a.attisdropped;
-    IF key = '{}' THEN
-        key := primary_key;
-    END IF;
-    IF there <> cardinality(named) OR key IS NULL THEN
+    IF there <> cardinality(key || hidden) OR (key = '{}' AND primary_key IS NULL) THEN
         RAISE EXCEPTION '% no longer has % that its capture needs', root::regclass,
-                CASE WHEN key IS NULL THEN 'the primary key' ELSE 'a column' END
+                CASE WHEN there <> cardinality(key || hidden) THEN 'a column' ELSE 'the primary key' END
             USING ERRCODE = 'undefined_column', HINT = format(
                 'Capture it anew with relay.capture_table. Its key: %s. Left out: %s.',
-                CASE WHEN TG_ARGV[1] = '{}' THEN 'the primary key' ELSE TG_ARGV[1] END, TG_ARGV[2]);
+                CASE WHEN key = '{}' THEN 'the primary key' ELSE TG_ARGV[1] END, TG_ARGV[2]);
+    END IF;
+    IF key = '{}' THEN
+        key := primary_key;
     END IF;
     IF has_made_types AND relay.foreign_json_cast(root) IS NOT NULL THEN
         RAISE EXCEPTION 'the type % has a cast to json that the capture of % does not trust',
@@ -94,14 +104,13 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege',
                 HINT = 'Drop the cast, or have a superuser own its function.';
     END IF;
-    hidden := hidden || virtual;  -- triggers see no value of virtual columns: left out, rather than called null
     IF TG_OP <> 'INSERT' THEN
         old_id := relay.captured_id(OLD, key);
-        before := CASE WHEN hidden = '{}' THEN to_json(OLD)::text ELSE relay.captured_row(to_json(OLD), hidden) END;
+        before := relay.captured_row(OLD, shown);
     END IF;
     IF TG_OP <> 'DELETE' THEN
         new_id := relay.captured_id(NEW, key);
-        after := CASE WHEN hidden = '{}' THEN to_json(NEW)::text ELSE relay.captured_row(to_json(NEW), hidden) END;
+        after := relay.captured_row(NEW, shown);
     END IF;
     IF TG_OP = 'UPDATE' AND old_id = new_id THEN
         IF before <> after THEN
@@ -250,6 +259,6 @@ $$;
 REVOKE EXECUTE ON FUNCTION
     relay.capture_table(regclass, text, text[], text[]), relay.release_table(regclass),
     relay.require_capturable(regclass, text[], text[]), relay.primary_key(regclass), relay.foreign_json_cast(regclass),
-    relay.capture_row(), relay.capture_truncate(), relay.captured_id(record, text[]), relay.captured_row(json, text[]),
+    relay.capture_row(), relay.capture_truncate(), relay.captured_id(record, text[]), relay.captured_row(record, text),
     relay.send_capture(text, text, text, text, text, text)
     FROM PUBLIC;

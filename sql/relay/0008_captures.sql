@@ -8,6 +8,7 @@ CREATE TABLE relay.captured (
     table_name    text    NOT NULL,
     state         text    NOT NULL CHECK (state IN ('copying', 'streaming')),
     since         pg_lsn,
+    copy_id       uuid    NOT NULL DEFAULT gen_random_uuid(),
     PRIMARY KEY (slot, table_schema, table_name)
 );
 
@@ -16,11 +17,13 @@ COMMENT ON COLUMN relay.captured.state IS
     'copying: the rows that were there before are still being published, and a crash begins that again; streaming: they are.';
 COMMENT ON COLUMN relay.captured.since IS
     'What committed before this was in the copy already; null when the table was there from the slot''s beginning, or was not copied.';
+COMMENT ON COLUMN relay.captured.copy_id IS
+    'What tells the copy of its rows from earlier and later ones; one that a crash interrupts stays the same.';
 
 INSERT INTO relay.captured (slot, table_schema, table_name, state)
 SELECT slot, 'relay', 'outbox', 'streaming' FROM relay.checkpoint WHERE state = 'streaming';
 
 ALTER TABLE relay.parked ADD COLUMN capture text NOT NULL DEFAULT 'outbox', ADD COLUMN binary_payload bytea;
 
-COMMENT ON COLUMN relay.parked.capture IS 'The name of the capture that it came by: its envelope and its route are set there.';
+COMMENT ON COLUMN relay.parked.capture IS 'The name of the capture that it came by: its envelope and its route are set there. Empty for what is no message, and cannot be replayed.';
 COMMENT ON COLUMN relay.parked.binary_payload IS 'The payload where it is no text in UTF-8; `payload` is empty then.';

@@ -1,6 +1,9 @@
 """What a source captures, through the real relay: snapshots, changes of the configuration, DDL, what is no message."""
 
+import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from signal import SIGKILL
@@ -35,6 +38,11 @@ class Source:
         head = f'[[source]]\nname = "shop"\ndsn = "{self._database.dsn}"\n\n'
         self._file.write_text(head + "\n".join(captures), encoding="utf-8")
         return configured_relay(self._file, self._url)
+
+    def parked(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """`relay parked` with these arguments."""
+        command = [sys.executable, "-m", "relay", "parked", *arguments, "--config", str(self._file)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     def run(self, *statements: str) -> None:
         """Each statement in a transaction of its own, as the owner of the tables."""
@@ -309,9 +317,25 @@ async def test_what_is_no_message_is_set_aside_and_everything_else_flows(
     assert (delivery.body, delivery.properties.type) == (b"1.50", "OrderCreated")
     assert database.query("SELECT reason, capture, payload FROM relay.parked ORDER BY commit_lsn")[0] == (
         "unencodable",
-        "logical",
+        "",
         "this is no JSON",
     )
+
+
+async def test_what_is_no_message_cannot_be_replayed_and_can_be_dropped(
+    source: Source, database: Database, vhost: VirtualHost
+) -> None:
+    looks_whole = '{"aggregate_type": "order", "aggregate_id": "7", "type": "Created", "payload": 1, "colour": "red"}'
+    async with mailbox(vhost.url) as box, source.relay('[[source.capture]]\nkind = "logical"\n') as relay:
+        await relay.until("streaming")
+        source.run(f"SELECT pg_logical_emit_message(true, 'relay.outbox', '{looks_whole}')")
+        await eventually(lambda: database.value("SELECT count(*) FROM relay.parked") == 1)
+        replaying = await asyncio.to_thread(source.parked, "replay", "--reason", "unencodable")
+        assert database.value("SELECT count(*) FROM relay.parked") == 1
+        dropping = await asyncio.to_thread(source.parked, "drop", "--reason", "unencodable")
+        assert database.value("SELECT count(*) FROM relay.parked") == 0
+    assert (replaying.returncode, dropping.returncode) == (1, 0), replaying.stdout + replaying.stderr
+    assert not box.deliveries
 
 
 async def test_a_message_goes_where_its_type_then_its_capture_then_its_kind_says(

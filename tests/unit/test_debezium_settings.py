@@ -1,5 +1,9 @@
 """Settings of the Debezium envelope, under Debezium's own names."""
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from relay.capture.debezium.settings import (
@@ -11,6 +15,33 @@ from relay.capture.debezium.settings import (
     Operation,
     TimeMode,
 )
+
+PAGE = Path(__file__).parents[2] / "docs" / "envelope-debezium.md"
+
+
+def told() -> Iterator[tuple[str, list[str], list[str]]]:
+    """The table of settings in the documentation: name, what is set in code of the values, and of the default."""
+    table = PAGE.read_text(encoding="utf-8").partition("| setting |")[2].partition("\n\n")[0]
+    for line in table.splitlines()[2:]:
+        name, values, default = (re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split("|"))
+        yield name[0], values, default
+
+
+def test_the_page_tells_each_setting_with_its_default() -> None:
+    defaults = {name: default[0] for name, _, default in told() if default}
+    assert DebeziumSettings.parse(defaults) == DebeziumSettings()
+    assert sorted([*defaults, "topic.prefix"]) == sorted(name for name, _, _ in told())
+    assert len(defaults) + 1 == len(DebeziumSettings.__slots__)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in told() if name.endswith(".mode")])
+def test_the_page_tells_each_value_of_a_mode(name: str) -> None:
+    (values,) = [values for known, values, _ in told() if known == name]
+    for value in values:
+        assert DebeziumSettings.parse({name: value}) is not None
+    with pytest.raises(ValueError, match="should be") as caught:
+        DebeziumSettings.parse({name: "?"})
+    assert set(re.split(", | or ", str(caught.value).partition("should be ")[2])) == set(values)
 
 
 def test_without_settings_they_are_debeziums_defaults() -> None:

@@ -1,6 +1,7 @@
 """Logical messages become messages: an outbox without a table."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import pytest
@@ -47,7 +48,7 @@ def emitted(content: bytes, prefix: str = "relay.outbox", transactional: bool = 
     return LogicalMessage(transactional, Lsn(0x16B3748), prefix, content)
 
 
-def captured(content: bytes | dict[str, object]) -> Message:
+def captured(content: bytes | Mapping[str, object]) -> Message:
     """The message of a content, which is one."""
     given_bytes = content if isinstance(content, bytes) else json.dumps(content).encode()
     message = LogicalCapture("wal").message(emitted(given_bytes), ORIGIN)
@@ -55,7 +56,7 @@ def captured(content: bytes | dict[str, object]) -> Message:
     return message
 
 
-def refused(content: bytes | dict[str, object]) -> Malformed:
+def refused(content: bytes | Mapping[str, object]) -> Malformed:
     with pytest.raises(Malformed) as raised:
         captured(content)
     return raised.value

@@ -4,7 +4,7 @@ import pytest
 
 from relay.broker.encoding import Flaw, Unsendable
 from relay.capture.envelope import CLOUDEVENTS, PLAIN
-from relay.capture.message import Kind, Message
+from relay.capture.message import NO_CAPTURE, Kind, Message
 from relay.capture.routing import Address, Routing
 from relay.config import OnUnroutable
 from relay.daemon import sending
@@ -28,7 +28,7 @@ EVENT = Message(
 )
 POLICIES = {"event": OnUnroutable.IGNORE, "command": OnUnroutable.PARK, "reply": OnUnroutable.PARK}
 BY_AGGREGATE = Routing(by_type={"OrderCreated": Address.parse(routing_key="orders.{aggregate_id}")})
-NO_MESSAGE = EVENT._replace(type="", aggregate_type="", aggregate_id="")
+NO_MESSAGE = EVENT._replace(capture=NO_CAPTURE)
 
 
 def routes(routing: Routing | None = None) -> Routes:

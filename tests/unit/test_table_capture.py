@@ -191,6 +191,11 @@ class TestKeys:
 class TestPartitionsOfAnotherIdentity:
     """pgoutput describes the root, and sends what the partition's replica identity gives."""
 
+    def test_a_writer_is_given_no_more_than_the_key(self) -> None:
+        spy = Spy()
+        capture(writer=spy).messages(Delete(OID, (b"7", b"Ann", b"b"), None), ORIGIN)
+        assert (spy.changes[0].before, spy.changes[0].before_is_whole) == ((b"7", None, None), False)
+
     def test_more_than_the_key_is_left_out(self) -> None:
         made = capture()
         (updated,) = made.messages(Update(OID, (b"7", b"Ann", b"b"), None, (b"7", b"Bob", b"b")), ORIGIN)

@@ -76,7 +76,7 @@ class _Codecs:
         if kind.category is Category.ENUM:
             return Codec(json_string, self._text, self._text)
         if kind.namespace != CATALOG:
-            return self._of_extension(kind.name)
+            return self._of_extension(kind.name) if kind.category is Category.BASE else None
         if kind.name in _TEXTS:
             return Codec(json_string, self._text, self._text)
         if kind.name in _NUMBERS:

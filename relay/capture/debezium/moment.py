@@ -41,6 +41,8 @@ _INFINITE_TIMESTAMPS: Final = {
 
 _CLOCK = re.compile(r"(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?", re.ASCII)
 _ZONED_CLOCK = re.compile(rf"({_CLOCK.pattern})([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?", re.ASCII)
+_TIMESTAMPTZ = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?\+00", re.ASCII)
+"""Within the years of four digits: most."""
 _UTC: Final = "+00"
 
 _MONTHS_A_YEAR: Final = 12
@@ -186,14 +188,18 @@ def timestamptz(modifier: int) -> Callable[[str], str]:
     decimals = modifier if modifier >= 0 else _MICROS_DIGITS
 
     def write(text: str) -> str:
-        if text in INFINITE:
+        match = _TIMESTAMPTZ.fullmatch(text)
+        if match is not None:
+            day, whole, fraction = match.groups("")
+        elif text in INFINITE:
             return f'"{text}"'
-        at = moment(text)
-        if at.zone != _UTC:
-            raise ValueError("it is no timestamp in UTC")
-        whole, _, fraction = at.time.partition(".")
-        fraction = f".{fraction.ljust(decimals, '0')}" if decimals else ""
-        return f'"{_iso_date(at)}T{whole}{fraction}Z"'
+        else:
+            at = moment(text)
+            if at.zone != _UTC:
+                raise ValueError("it is no timestamp in UTC")
+            day, (whole, _, fraction) = _iso_date(at), at.time.partition(".")
+        fraction = fraction.ljust(decimals, "0")
+        return f'"{day}T{whole}.{fraction}Z"' if fraction else f'"{day}T{whole}Z"'
 
     return write
 

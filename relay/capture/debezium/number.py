@@ -25,6 +25,8 @@ _SPECIAL: Final = {"NaN": '"NAN"', "Infinity": '"POSITIVE_INFINITY"', "-Infinity
 _PARENTHESIS_OR_MINUS = re.compile(r"[-(]")
 _NO_DIGIT_OR_POINT = re.compile(r"[^\d.,]", re.ASCII)
 _MONEY = re.compile(r"([\d.,]*?)(?:[.,](\d\d))?", re.ASCII)
+_INT_DIGITS: Final = 640
+"""As many as Python's int always takes: how many more it does is a setting. PostgreSQL has up to 147,455."""
 _NUMERIC_HEADER: Final = 4
 """Of a type modifier. Source: PostgreSQL's numeric.c, make_numeric_typmod."""
 _SCALE_MASK: Final = 0x7FF
@@ -144,8 +146,7 @@ def unscaled(digits: str) -> str:
 
     Source: java.math.BigInteger.toByteArray.
     """
-    # Not int(digits): Python bounds how many digits that takes, and PostgreSQL has more.
-    number = int(Decimal(digits))
+    number = int(digits) if len(digits) <= _INT_DIGITS else int(Decimal(digits))
     length = (number if number >= 0 else ~number).bit_length() // 8 + 1
     return f'"{b64encode(number.to_bytes(length, "big", signed=True)).decode()}"'
 
@@ -162,8 +163,11 @@ def money(settings: DebeziumSettings) -> Callable[[str], str]:
 
 
 def _money_of_scale(scale: int) -> Callable[[str], str]:
-    step = Decimal(1).scaleb(-scale)
-    return lambda text: unscaled(f"{Decimal(_amount(text)).quantize(step, context=_ROUNDED).scaleb(scale):f}")
+    def write(text: str) -> str:
+        rounded = Decimal(_amount(text)).scaleb(scale, _ROUNDED).quantize(Decimal(1), context=_ROUNDED)
+        return unscaled(f"{rounded:f}")
+
+    return write
 
 
 def _amount(text: str) -> str:

@@ -158,7 +158,7 @@ class _Reader:
         text = self._take(name)
         if text is None:
             return default
-        if not (text.isascii() and text.isdigit() and int(text[:3]) <= MONEY_DIGITS_MAX):
+        if text not in map(str, range(MONEY_DIGITS_MAX + 1)):
             return self._wrong(f"{name} should be a number from 0 to {MONEY_DIGITS_MAX}", default)
         return int(text)
 

@@ -1,0 +1,307 @@
+"""`relay topology` against a real RabbitMQ: what it makes, what it refuses, and what it leaves alone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from relay.broker.connection import Connection
+from relay.broker.consumer import Consumer
+from relay.broker.management import Management
+from relay.broker.properties import AGGREGATE_ID, EVENTS, Properties
+from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.errors import ExitCode
+from tests.conftest import VirtualHost
+from tests.support.courier import Courier, Outgoing
+from tests.support.servers import RabbitServer
+from tests.support.topology import Topology, billing
+
+WAIT_S = 30.0
+AUDIT = """
+[[topology.exchange]]
+name = "orders.events"
+type = "topic"
+[[topology.queue]]
+name = "audit"
+delivery_limit = 3
+bindings = [{exchange = "orders.events", routing_key = "order.*"}]
+"""
+HEADERS = """
+[[topology.exchange]]
+name = "by.headers"
+type = "headers"
+[[topology.queue]]
+name = "vip"
+type = "classic"
+bindings = [{exchange = "by.headers", arguments = {x-match = "all", vip = true, tier = 1}}]
+"""
+
+
+def event(exchange: str, key: str, aggregate: str = "7") -> Outgoing:
+    return Outgoing(exchange, key, Properties("m1", headers={AGGREGATE_ID: aggregate}), b"{}")
+
+
+@pytest.fixture
+def topology(tmp_path: Path, vhost: VirtualHost) -> Topology:
+    return Topology(tmp_path, vhost)
+
+
+@pytest.fixture
+async def courier(vhost: VirtualHost) -> AsyncIterator[Courier]:
+    async with Courier(vhost.url) as courier:
+        yield courier
+
+
+def queues(vhost: VirtualHost) -> set[str]:
+    answer = vhost.server.api.get(f"/api/queues/{vhost.name}").raise_for_status()
+    return {queue["name"] for queue in answer.json()}
+
+
+def bind(vhost: VirtualHost, source: str, queue: str, key: str) -> None:
+    body = {"routing_key": key, "arguments": {}}
+    vhost.server.api.post(f"/api/bindings/{vhost.name}/e/{source}/q/{queue}", json=body).raise_for_status()
+
+
+async def test_what_is_applied_is_there_and_stays_as_it_is(topology: Topology, vhost: VirtualHost) -> None:
+    topology.write(AUDIT, HEADERS, billing(3))
+    assert (await topology.run("verify")).code == ExitCode.FAILURE
+    planned = (await topology.run("plan")).json
+    assert queues(vhost) == set(), "a plan touches nothing"
+    applied = (await topology.applied()).json
+    assert applied["applied"] == planned["differences"]
+    assert queues(vhost) == {
+        *("audit", "audit.dead", "vip", "vip.dead", "billing.0", "billing.1", "billing.2", "billing.dead")
+    }
+    verified = await topology.run("verify")
+    assert (verified.code, verified.json["in_sync"]) == (0, True)
+    assert (await topology.applied()).json["applied"] == []
+
+
+async def test_messages_go_where_they_should_and_their_dead_too(topology: Topology, courier: Courier) -> None:
+    topology.write(AUDIT)
+    await topology.applied()
+    await courier.publish(event("orders.events", "order.Created"))
+    connection = (await courier.channel()).connection
+    consumer = await Consumer.open(connection, "audit", prefetch=1)
+    async with asyncio.timeout(WAIT_S):
+        consumer.reject(await consumer.next())
+    dead = await courier.take("audit.dead")
+    assert dead.properties.message_id == "m1"
+
+
+async def test_an_aggregate_always_gets_the_same_partition(topology: Topology, courier: Courier) -> None:
+    topology.write(billing(4))
+    await topology.applied()
+    seen = {str(number): await partition(courier, str(number), 4) for number in range(30)}
+    again = {str(number): await partition(courier, str(number), 4) for number in range(30)}
+    assert seen == again
+    assert set(seen.values()) == {0, 1, 2, 3}
+
+
+async def partition(courier: Courier, aggregate: str, partitions: int) -> int:
+    """Where a message of an aggregate goes. It is taken out again."""
+    await courier.publish(event(EVENTS, "order.Created", aggregate))
+    channel = await courier.channel()
+    for number in range(partitions):
+        answer = (await channel.call(channel.raw.queue_declare, f"billing.{number}", passive=True)).method
+        if answer.message_count:
+            await channel.call(channel.raw.queue_purge, f"billing.{number}")
+            return number
+    raise AssertionError(f"the message of {aggregate} went nowhere")
+
+
+async def test_what_is_there_otherwise_is_refused_and_nothing_is_changed(
+    topology: Topology, vhost: VirtualHost
+) -> None:
+    topology.write(AUDIT)
+    await topology.applied()
+    topology.write(AUDIT.replace("delivery_limit = 3", "delivery_limit = 4"), billing(2))
+    ended = await topology.run("apply")
+    assert ended.code == ExitCode.FAILURE
+    assert "queue audit: x-delivery-limit is 3, not 4" in ended.err
+    assert queues(vhost) == {"audit", "audit.dead"}
+
+
+async def test_what_rabbitmq_would_accept_is_not_called_wrong(topology: Topology, vhost: VirtualHost) -> None:
+    """A classic queue that somebody declared without its type."""
+    body: dict[str, object] = {"durable": True, "arguments": {}}
+    vhost.server.put(f"queues/{vhost.name}/vip.dead", body)
+    topology.write(HEADERS)
+    await topology.applied()
+    assert (await topology.run("verify")).code == 0
+
+
+async def test_what_is_more_is_listed_and_left_alone(topology: Topology, vhost: VirtualHost) -> None:
+    topology.write(AUDIT)
+    await topology.applied()
+    bind(vhost, "relay.events", "audit", "customer.*")
+    verified = await topology.run("verify")
+    assert verified.code == ExitCode.FAILURE
+    (extra,) = verified.json["differences"]
+    assert (extra["change"], extra["name"]) == ("extra", "relay.events -> audit with 'customer.*'")
+    applied = await topology.applied()
+    assert applied.json["differences"] == [extra]
+
+
+async def test_routes_that_end_nowhere_are_told_from_those_that_do_not(topology: Topology, vhost: VirtualHost) -> None:
+    topology.write(AUDIT)
+    await topology.applied()
+    before = {each["route"] for each in (await topology.run("plan")).json["ends_nowhere"]}
+    bind(vhost, "relay.events", "audit", "order.*")
+    bind(vhost, "relay.commands", "audit", "audit")
+    after = {each["route"] for each in (await topology.run("plan")).json["ends_nowhere"]}
+    assert before == {"kind event", "kind command", "kind reply"}
+    assert after == {"kind reply"}
+
+
+class TestResizing:
+    @pytest.fixture(autouse=True)
+    async def _two_partitions(self, topology: Topology) -> None:
+        topology.write(billing(2))
+        await topology.applied()
+        topology.write(billing(3))
+
+    async def refused(self, topology: Topology, vhost: VirtualHost, reason: str) -> None:
+        ended = await topology.run("apply")
+        assert ended.code == ExitCode.FAILURE
+        assert reason in ended.err
+        assert "Stop the relay" in ended.err
+        assert "billing.2" not in queues(vhost)
+
+    async def test_a_message_that_waits_is_in_the_way(
+        self, topology: Topology, vhost: VirtualHost, courier: Courier
+    ) -> None:
+        await courier.publish(event(EVENTS, "order.Created"))
+        await self.refused(topology, vhost, "partitions hold messages: billing.")
+
+    async def test_so_is_one_that_a_consumer_has_not_answered(
+        self, topology: Topology, vhost: VirtualHost, courier: Courier
+    ) -> None:
+        await courier.publish(event(EVENTS, "order.Created"))
+        connection = (await courier.channel()).connection
+        consumers = [await Consumer.open(connection, f"billing.{number}", prefetch=1) for number in range(2)]
+        async with asyncio.timeout(WAIT_S):
+            await asyncio.wait(
+                [asyncio.ensure_future(consumer.next()) for consumer in consumers], return_when=asyncio.FIRST_COMPLETED
+            )
+        await self.refused(topology, vhost, "(1)")
+
+    async def test_so_is_a_relay_that_publishes(self, topology: Topology, vhost: VirtualHost) -> None:
+        connection = await Connection.open(vhost.url, name="saga-relay shop")
+        await self.refused(topology, vhost, "the relay publishes just now: saga-relay shop")
+        await connection.close()
+
+    async def test_a_queue_that_still_has_a_consumer_stays_until_it_has_none(
+        self, topology: Topology, vhost: VirtualHost, courier: Courier
+    ) -> None:
+        topology.write(billing(1))
+        connection = (await courier.channel()).connection
+        consumer = await Consumer.open(connection, "billing.1", prefetch=1)
+        ended = await topology.run("apply")
+        assert ended.code == ExitCode.FAILURE
+        assert "the queue billing.1 is out of use and stays, with 0 messages and 1 consumers" in ended.err
+        assert (await topology.run("plan")).json["differences"][0]["detail"] == "the queues billing.1 go"
+        await consumer.close()
+        await topology.applied()
+        assert "billing.1" not in queues(vhost)
+
+
+class TestMistakes:
+    @pytest.fixture(autouse=True)
+    def _configured(self, topology: Topology) -> None:
+        topology.write(AUDIT)
+
+    @pytest.fixture
+    def guest(self, rabbit: RabbitServer, vhost: VirtualHost) -> Iterator[str]:
+        """The URL of a user of the management API who may not enter the virtual host."""
+        name = f"guest-{vhost.name}"
+        rabbit.put(f"users/{name}", {"password": "secret", "tags": "management"})
+        yield vhost.url.replace(f"{urlsplit(vhost.url).username}:{urlsplit(vhost.url).password}", f"{name}:secret")
+        rabbit.delete(f"users/{name}")
+
+    async def fails(
+        self, topology: Topology, *words: str, amqp_url: str | None = None, api_url: str | None = None
+    ) -> None:
+        ended = await topology.run("plan", amqp_url=amqp_url, api_url=api_url)
+        assert (ended.code, ended.out) == (ExitCode.BROKER, "")
+        assert "secret" not in ended.err
+        for word in words:
+            assert word in ended.err
+
+    async def test_nobody_is_there(self, topology: Topology) -> None:
+        await self.fails(topology, "refused", "broker.management_url", api_url="http://127.0.0.1:1")
+
+    async def test_something_else_is_there(self, topology: Topology, vhost: VirtualHost) -> None:
+        port = urlsplit(vhost.url).port
+        await self.fails(topology, f"127.0.0.1:{port}", "broker.management_url", api_url=f"http://127.0.0.1:{port}")
+
+    async def test_a_page_of_something_else_is_there(self, topology: Topology) -> None:
+        await self.fails(topology, "no answer of a management API", api_url=f"{topology.api_url}/js")
+
+    async def test_the_password_is_wrong(self, topology: Topology) -> None:
+        wrong = topology.api_url.replace("//", "//admin:secret@")
+        await self.fails(topology, "user admin", "rabbitmqctl set_user_tags", api_url=wrong)
+
+    async def test_the_user_has_no_tag(self, topology: Topology, vhost: VirtualHost) -> None:
+        await self.fails(
+            topology, "user relay", "rabbitmqctl set_user_tags USER management", amqp_url=vhost.user_url("relay")
+        )
+
+    async def test_the_user_may_not_enter(self, topology: Topology, guest: str) -> None:
+        await self.fails(topology, "not authorised to access virtual host", "permissions", amqp_url=guest)
+
+    async def test_the_virtual_host_does_not_exist(self, topology: Topology, vhost: VirtualHost) -> None:
+        url = vhost.url.replace(vhost.name, "nope")
+        await self.fails(topology, "virtual host nope", "rabbitmqctl add_vhost", amqp_url=url)
+
+    async def test_a_user_who_may_look_but_not_declare(self, topology: Topology, vhost: VirtualHost) -> None:
+        admin = urlsplit(vhost.url)
+        api_url = topology.api_url.replace("//", f"//{admin.username}:{admin.password}@")
+        ended = await topology.run("apply", amqp_url=vhost.user_url("relay"), api_url=api_url)
+        assert ended.code == ExitCode.BROKER
+        assert "ACCESS_REFUSED" in ended.err
+
+
+class TestRestart:
+    """RabbitMQ with Mnesia forgets which share of the aggregates a queue has, and works it out again."""
+
+    @asynccontextmanager
+    async def mapped(self, url: str) -> AsyncIterator[dict[str, int]]:
+        async with Courier(url) as courier:
+            yield {str(number): await partition(courier, str(number), 12) for number in range(60)}
+
+    async def test_an_aggregate_keeps_its_partition_when_the_broker_starts_again(self, tmp_path: Path) -> None:
+        server = PrivateRabbitMQ()
+        server.start()
+        with server:
+            login = ("admin", server.admin.password)
+            with httpx.Client(base_url=server.management_url, auth=login, timeout=30) as api:
+                vhost = VirtualHost("/", RabbitServer(server.amqp_url(), api, {}))
+                topology = Topology(tmp_path, vhost)
+                for partitions in (
+                    4,
+                    12,
+                ):  # in the order of their numbers, the queues would not be in that of the names
+                    topology.write(billing(partitions))
+                    await topology.applied()
+            async with self.mapped(server.amqp_url()) as before:
+                pass
+            server.stop()
+            server.start()
+            async with self.mapped(server.amqp_url()) as after:
+                pass
+        assert after == before
+
+
+async def test_the_api_counts_what_queues_hold(vhost: VirtualHost, topology: Topology, courier: Courier) -> None:
+    topology.write(billing(2))
+    await topology.applied()
+    management = Management.of(vhost.url, topology.api_url)
+    assert management.totals(["billing.0", "gone"])["gone"] is None
+    assert [name for name in management.connections() if name == "courier"] == ["courier"]
+    assert replace(management, vhost="/").connections() == ()
