@@ -23,6 +23,7 @@ from bench.matrix import short_run, whole_matrix
 from bench.report import tables, targets, updated
 from bench.run import Run
 from bench.servers import IMAGE, BrokerMaker, broker_maker, postgres
+from bench.subject import captures_tables
 from relay.demo.postgres import PrivatePostgres
 
 BUDGET_S: Final = 14.5 * 60
@@ -65,8 +66,11 @@ def main() -> int:
             return 0
         if isinstance(peer, str):
             run.leave_out(f"Debezium: {peer}")
+        tables = captures_tables(arguments.relay)
+        if not tables:
+            run.leave_out("table capture: the relay that is measured has none")
         versions = [_postgresql(server), _rabbitmq(brokers), *_libraries(), *([] if found is None else _java(found))]
-        run.measure((whole_matrix if arguments.full else short_run)(found is not None))
+        run.measure((whole_matrix if arguments.full else short_run)(found is not None, tables))
     block = f"{_header(arguments.full, versions)}\n\n{tables(run.results)}"
     print(f"\n{block}\n")
     if not arguments.print_only:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from bench.backlog import Database
 from bench.helper import Helper, number
-from bench.matrix import LATENCY_RATES, LatencyCase, Queue
+from bench.matrix import LATENCY_RATES, Capture, LatencyCase, Queue
 from bench.servers import BrokerMaker, declare
 from bench.statistics import Percentiles
 from bench.subject import Relay
@@ -67,7 +67,7 @@ class Latency:
                 port = int(number(tap.until("listening", READY_S), "port"))
                 login = parts.netloc.rpartition("@")[0]
                 through = urlunsplit(parts._replace(netloc=f"{login}@{LOOPBACK}:{port}"))
-                with Relay(self._relay, database.dsn, through, slot) as relay:
+                with Relay(self._relay, database.dsn, through, slot, Capture.OUTBOX) as relay:
                     relay.streaming()
                     pace = [argument for rate, seconds in phases for argument in ("--phase", f"{rate}:{seconds}")]
                     with Helper("bench.writer", "--dsn", database.dsn, *pace, "--times", written) as writer:

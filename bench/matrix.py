@@ -5,6 +5,8 @@ from enum import StrEnum
 from typing import Final
 
 REPEATS: Final = 3
+TABLE_REPEATS: Final = 2
+"""The same, of the capture of a table. One less: the short run has its 15 minutes."""
 
 ROWS: Final = 100_000
 """Messages of a measurement: several seconds of the fastest line that ends in RabbitMQ."""
@@ -35,13 +37,23 @@ class Queue(StrEnum):
     QUORUM = "quorum"
 
 
+class Capture(StrEnum):
+    """Where the messages come from."""
+
+    OUTBOX = "outbox"
+    TABLE = "table"
+    """Changes of a plain table, in Debezium's envelope."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Rows of an outbox."""
+    """Rows of an outbox, or changes of the rows of a plain table: a message each."""
 
     payload_bytes: int
+    """Of a message's payload; of the values of a row, as text, where it is a table's."""
     per_transaction: int
     rows: int
+    capture: Capture = Capture.OUTBOX
 
     @property
     def one_transaction(self) -> bool:
@@ -57,10 +69,15 @@ class Case:
     shape: Shape
     queue: Queue | None = None
 
+    @property
+    def line(self) -> str:
+        """What the tables call it."""
+        return f"{self.kind}, table capture" if self.shape.capture is Capture.TABLE else self.kind
+
     def __str__(self) -> str:
         rows = "one transaction" if self.shape.one_transaction else f"{self.shape.per_transaction:,} per transaction"
         queue = f", {self.queue} queue" if self.queue else ""
-        return f"{self.kind}{queue}: {self.shape.rows:,} messages of {self.shape.payload_bytes} B, {rows}"
+        return f"{self.line}{queue}: {self.shape.rows:,} messages of {self.shape.payload_bytes} B, {rows}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,9 @@ class Stage:
 STANDARD: Final = Shape(SMALL_BYTES, 10, ROWS)
 """The shape that the targets are about."""
 
+STANDARD_TABLE: Final = Shape(SMALL_BYTES, 10, ROWS, Capture.TABLE)
+"""The same of a plain table."""
+
 SMALL_TRANSACTION: Final = Shape(SMALL_BYTES, 10_000, 10_000)
 LARGE_TRANSACTION: Final = Shape(SMALL_BYTES, 1_000_000, 1_000_000)
 HUGE_TRANSACTION: Final = Shape(SMALL_BYTES, 10_000_000, 10_000_000)
@@ -99,13 +119,18 @@ HUGE_DISK_GB: Final = 25.0
 """What the huge transaction takes for a while: its rows, their WAL, and the copy that PostgreSQL decodes from."""
 
 
-def short_run(debezium: bool) -> tuple[Stage, ...]:
-    """One payload size, 10 messages a transaction, and the large transaction."""
+def short_run(debezium: bool, tables: bool) -> tuple[Stage, ...]:
+    """One payload size, 10 messages a transaction, and the large transaction; before them, a plain table.
+
+    `debezium` and `tables` say whether there is a peer, and whether the relay captures tables. The table's few
+    measurements come first: when time runs short, one of many repeats of an outbox's is left out, and no line.
+    """
     transactions = tuple(Case(Kind.RELAY, shape, Queue.CLASSIC) for shape in (SMALL_TRANSACTION, LARGE_TRANSACTION))
-    return (Stage((*_throughput(STANDARD, debezium), *transactions), tuple(Queue)),)
+    outbox = Stage((*_throughput(STANDARD, debezium), *transactions), tuple(Queue))
+    return (_table(debezium), outbox) if tables else (outbox,)
 
 
-def whole_matrix(debezium: bool) -> tuple[Stage, ...]:
+def whole_matrix(debezium: bool, tables: bool) -> tuple[Stage, ...]:
     """The short run, every other shape, and ten million rows once."""
     others = [
         Shape(payload, per_transaction, ROWS if payload == SMALL_BYTES else LARGE_ROWS)
@@ -114,7 +139,7 @@ def whole_matrix(debezium: bool) -> tuple[Stage, ...]:
     ]
     others.remove(STANDARD)
     stages = [Stage(_throughput(shape, debezium and shape.per_transaction == 10)) for shape in others]
-    return (*short_run(debezium), *stages, Stage((Case(Kind.SINK, HUGE_TRANSACTION),), rounds=1))
+    return (*short_run(debezium, tables), *stages, Stage((Case(Kind.SINK, HUGE_TRANSACTION),), rounds=1))
 
 
 def _throughput(shape: Shape, debezium: bool) -> tuple[Case, ...]:
@@ -124,3 +149,8 @@ def _throughput(shape: Shape, debezium: bool) -> tuple[Case, ...]:
         Case(Kind.SINK, shape),
         *(Case(kind, shape, queue) for queue in Queue for kind in through_broker),
     )
+
+
+def _table(debezium: bool) -> Stage:
+    kinds = [Kind.RELAY] + [Kind.DEBEZIUM] * debezium
+    return Stage(tuple(Case(kind, STANDARD_TABLE, Queue.CLASSIC) for kind in kinds), rounds=TABLE_REPEATS)

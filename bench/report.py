@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.matrix import STANDARD, Case, Kind, LatencyCase, Queue
+from bench.matrix import STANDARD, Capture, Case, Kind, LatencyCase, Queue
 from bench.run import Results
 from bench.statistics import Percentiles, Spread
 from bench.throughput import Sample
@@ -118,7 +118,7 @@ def _throughput(results: Results) -> list[str]:
     cases = [case for case in results.samples if not case.shape.one_transaction]
     rows = [
         (
-            case.kind,
+            case.line,
             case.queue or "",
             f"{case.shape.payload_bytes:,} B",
             f"{case.shape.per_transaction:,}",
@@ -126,9 +126,14 @@ def _throughput(results: Results) -> list[str]:
             spread([sample.cpu_us for sample in results.samples[case] if sample.cpu_us is not None], "{:.1f}"),
             spread([sample.memory_mb for sample in results.samples[case] if sample.memory_mb is not None], "{:,.0f}"),
         )
-        for case in sorted(cases, key=lambda case: (case.shape.payload_bytes, case.shape.per_transaction))
+        for case in sorted(cases, key=_place)
     ]
     return table(heads, rows, numbers_from=2)
+
+
+def _place(case: Case) -> tuple[bool, int, int]:
+    """The outbox's lines first, as the targets are about them."""
+    return (case.shape.capture is not Capture.OUTBOX, case.shape.payload_bytes, case.shape.per_transaction)
 
 
 def _large(results: Results) -> list[str]:

@@ -13,7 +13,7 @@ from bench.backlog import Backlog, Database, Databases
 from bench.debezium.peer import Debezium
 from bench.helper import MeasurementFailed
 from bench.latency import Latency, LatencySample
-from bench.matrix import HUGE_DISK_GB, HUGE_TRANSACTION, STANDARD, Case, Kind, LatencyCase, Queue, Shape, Stage
+from bench.matrix import HUGE_DISK_GB, HUGE_TRANSACTION, STANDARD, Capture, Case, Kind, LatencyCase, Queue, Shape, Stage
 from bench.servers import BrokerMaker
 from bench.throughput import Sample, Throughput
 from relay.demo.postgres import PrivatePostgres
@@ -80,11 +80,10 @@ class Run:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
         backlogs: dict[Shape, Backlog] = {}
         for shape in stage.shapes:
-            self._say(
-                f"writing {shape.rows:,} rows of {shape.payload_bytes} B, {shape.per_transaction:,} a transaction"
-            )
+            size = f"{shape.rows:,} rows of {shape.payload_bytes} B, {shape.per_transaction:,} a transaction"
+            self._say(f"writing to the {shape.capture}: {size}")
             backlogs[shape] = stack.enter_context(self._databases.backlog(shape))
-        delayed = {queue: stack.enter_context(self._databases.database()) for queue in stage.latencies}
+        delayed = {queue: stack.enter_context(self._databases.database(Capture.OUTBOX)) for queue in stage.latencies}
         recorded = {shape: directory / f"messages-{number}" for number, shape in enumerate(stage.shapes)}
         for shape in {case.shape for case in stage.cases if case.kind is Kind.BARE}:
             self._say("recording the messages that the relay makes of them")

@@ -14,6 +14,8 @@ from typing import Final, Self
 
 from bench.helper import MeasurementFailed
 from bench.machine import cpu_s, peak_memory_mb
+from bench.matrix import Capture
+from bench.rows import TABLE
 
 START_S: Final = 60.0
 """How long the relay may take to stream. A slot waits for transactions that are open."""
@@ -25,6 +27,30 @@ LAST_LINES: Final = 20
 
 NAME: Final = "bench"
 """The name of the source."""
+
+_CAPTURE: Final = "RELAY_SOURCE__0__CAPTURE__0__"
+
+CAPTURES: Final[Mapping[Capture, Mapping[str, str]]] = {
+    Capture.OUTBOX: {},
+    Capture.TABLE: {
+        f"{_CAPTURE}KIND": "table",
+        f"{_CAPTURE}TABLES": json.dumps([TABLE]),
+        f"{_CAPTURE}ENVELOPE": "debezium",
+        f"{_CAPTURE}SNAPSHOT": "never",
+    },
+}
+"""What the relay is told to capture. The outbox it captures by itself, and an older one knows no other setting."""
+
+PUBLICATIONS: Final[Mapping[Capture, str]] = {
+    Capture.OUTBOX: f"relay_{NAME}",
+    Capture.TABLE: f"relay_{NAME}_tables",
+}
+"""Where the relay has what it captures published."""
+
+
+def captures_tables(directory: Path) -> bool:
+    """Whether the relay in that checkout has the capture of plain tables. Older ones have not."""
+    return (directory / "relay" / "capture" / "table.py").exists()
 
 
 def command(
@@ -55,7 +81,9 @@ def migrate(directory: Path, dsn: str) -> None:
 class Relay:
     """`relay run` on one slot. From `streaming` on it works; what it used until then is not counted."""
 
-    def __init__(self, directory: Path, dsn: str, amqp_url: str, slot: str, profile: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, dsn: str, amqp_url: str, slot: str, capture: Capture, profile: Path | None = None
+    ) -> None:
         settings = {
             "RELAY_SOURCE__0__DSN": dsn,
             "RELAY_SOURCE__0__NAME": NAME,
@@ -63,6 +91,7 @@ class Relay:
             "RELAY_BROKER__URL": amqp_url,
             "RELAY_HTTP__LISTEN": "",
             "RELAY_LOG_FORMAT": "json",
+            **CAPTURES[capture],
         }
         self._process = command(directory, "run", environment=settings, profile=profile)
         self._lines: list[str] = []

@@ -14,7 +14,7 @@ from bench.backlog import Backlog
 from bench.helper import Helper, MeasurementFailed, number
 from bench.matrix import Queue
 from bench.servers import QUEUE, BrokerMaker, declare, programs
-from bench.subject import NAME, Relay
+from bench.subject import PUBLICATIONS, Relay
 from relay.demo.host import LOOPBACK
 from relay.demo.postgres import PrivatePostgres
 
@@ -75,7 +75,7 @@ class Throughput:
         with backlog.database.slot() as slot, Helper("bench.sink", "--expect", backlog.shape.rows, *recording) as sink:
             port = int(number(sink.until("listening", READY_S), "port"))
             url = f"amqp://bench:bench@{LOOPBACK}:{port}/%2F"
-            with Relay(self._relay, backlog.database.dsn, url, slot, profile) as relay:
+            with Relay(self._relay, backlog.database.dsn, url, slot, backlog.shape.capture, profile) as relay:
                 relay.streaming()
                 complete = sink.until("complete", within_s(backlog))
                 rate = _rate(backlog, number(complete, "first_ns"), number(complete, "last_ns"))
@@ -102,7 +102,7 @@ class Throughput:
             declare(broker.url, queue)
             with (
                 drain(broker.url, backlog.shape.rows) as drained,
-                Relay(self._relay, backlog.database.dsn, broker.url, slot) as relay,
+                Relay(self._relay, backlog.database.dsn, broker.url, slot, backlog.shape.capture) as relay,
             ):
                 relay.streaming()
                 consumed = drained.until("complete", within_s(backlog))
@@ -120,7 +120,7 @@ class Throughput:
             (
                 self._receiver,
                 *("--start", "--no-loop", "--slot", slot, "--endpos", backlog.end, "--file", os.devnull),
-                *("--option", "proto_version=1", "--option", f"publication_names=relay_{NAME}"),
+                *("--option", "proto_version=1", "--option", f"publication_names={PUBLICATIONS[backlog.shape.capture]}"),
                 *("--host", parts.hostname or "", "--port", str(parts.port)),
                 *("--username", parts.username or "", "--dbname", parts.path[1:]),
             ),

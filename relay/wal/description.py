@@ -64,7 +64,7 @@ class Descriptions:
         self._connection: AsyncConnection[TupleRow] | None = None
 
     async def types_and_key(self, relation: Relation) -> tuple[Mapping[int, PgType], tuple[str, ...]]:
-        """The types of a relation's columns, and its primary key; both as they are now. Raises SourceAway or SourceError."""
+        """The types of a relation's columns, and its primary key, as they are now. Raises SourceAway or SourceError."""
         try:
             if self._connection is None:
                 self._connection = await connect(self._dsn, name=self._label)
