@@ -66,11 +66,11 @@ def main() -> int:
             return 0
         if isinstance(peer, str):
             run.leave_out(f"Debezium: {peer}")
-        tables = captures_tables(arguments.relay)
-        if not tables:
+        has_tables = captures_tables(arguments.relay)
+        if not has_tables:
             run.leave_out("table capture: the relay that is measured has none")
         versions = [_postgresql(server), _rabbitmq(brokers), *_libraries(), *([] if found is None else _java(found))]
-        run.measure((whole_matrix if arguments.full else short_run)(found is not None, tables))
+        run.measure((whole_matrix if arguments.full else short_run)(found is not None, has_tables))
     block = f"{_header(arguments.full, versions)}\n\n{tables(run.results)}"
     print(f"\n{block}\n")
     if not arguments.print_only:

@@ -1,9 +1,7 @@
-"""Databases with rows in the outbox that a slot has not seen yet: many measurements read the same ones."""
+"""Databases with changes that a slot has not seen yet: many measurements read the same ones."""
 
 import itertools
-import random
 import secrets
-import string
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,41 +13,17 @@ import psycopg
 from psycopg import sql
 
 from bench.helper import Helper, MeasurementFailed, number
-from bench.matrix import Shape
+from bench.matrix import Capture, Shape
+from bench.rows import prepared, written
 from bench.subject import Relay, migrate
-from bench.times import STAMP_DIGITS
 from relay.demo.access import RELAY, create_database, create_role
 from relay.demo.host import LOOPBACK
 from relay.demo.postgres import PrivatePostgres
-
-AGGREGATES: Final = 1000
-TYPES: Final = ("OrderCreated", "OrderPaid", "OrderShipped", "OrderClosed")
-
-NOISE_CHARACTERS: Final = 8192
-"""Payloads are cut out of so much random text: PostgreSQL would squeeze anything regular."""
-SHIFTS: Final = NOISE_CHARACTERS - 4096
-"""At so many places. The longest payload fits behind the last."""
 
 POLL_S: Final = 0.01
 RELEASE_S: Final = 10.0
 """How long a walsender may take to let go of its slot."""
 HELPER_S: Final = 30.0
-
-# A procedure: it commits in between. The text that frames number and noise is of JSON.
-WRITE: Final[LiteralString] = """
-    DO $$ DECLARE noise CONSTANT text := {noise}; types CONSTANT text[] := {types}; BEGIN
-        FOR start IN 0..{last} BY {step} LOOP
-            INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload)
-            SELECT 'order', (n % {aggregates})::text, types[1 + n % {type_count}],
-                   ('{{"n": "' || lpad(n::text, {digits}, '0') || '", "text": "'
-                       || substr(noise, 1 + n * 7 % {shifts}, {length}) || '"}}')::json
-            FROM generate_series(start + 1, start + {step}) AS n;
-            COMMIT;
-        END LOOP;
-    END $$
-"""
-
-FRAME_CHARACTERS: Final = len('{"n": "", "text": ""}') + STAMP_DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +72,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """A database whose outbox has rows of one shape, and the LSN behind them."""
+    """A database with changes of one shape, and the LSN behind them."""
 
     database: Database
     shape: Shape
@@ -119,14 +93,14 @@ class Databases:
             create_role(connection, RELAY, self._password, "LOGIN REPLICATION")
 
     @contextmanager
-    def database(self) -> Iterator[Database]:
-        """A database for a while. The relay has been started in it once, and stopped."""
+    def database(self, capture: Capture) -> Iterator[Database]:
+        """A database for a while. The relay has been started in it once, to capture that, and stopped."""
         name = f"bench_{next(_numbers)}"
         made = Database(self._server.dsn(name, RELAY, self._password), self._server.dsn(name), f"{name}_template")
         with psycopg.connect(self._server.dsn("postgres"), autocommit=True) as connection:
             create_database(connection, name, RELAY)
             try:
-                self._start_once(made)
+                self._start_once(made, capture)
                 yield made
             finally:
                 _drop_slot(connection, made.template)
@@ -135,42 +109,28 @@ class Databases:
 
     @contextmanager
     def backlog(self, shape: Shape) -> Iterator[Backlog]:
-        """A database with rows of that shape that nobody has read yet."""
-        with self.database() as database:
+        """A database with changes of that shape that nobody has read yet."""
+        with self.database(shape.capture) as database:
             with psycopg.connect(database.superuser_dsn, autocommit=True) as connection:
                 connection.execute("SET synchronous_commit = off")
-                connection.execute(_write(shape))
+                connection.execute(written(shape))
                 connection.execute("SET synchronous_commit = on")
                 connection.execute("CREATE TABLE written ()")  # its commit makes everything before it durable
                 (end,) = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone() or ("",)
                 connection.execute("CHECKPOINT")
             yield Backlog(database, shape, end)
 
-    def _start_once(self, database: Database) -> None:
+    def _start_once(self, database: Database, capture: Capture) -> None:
         migrate(self._relay, database.dsn)
+        if (statements := prepared(capture)) is not None:
+            with psycopg.connect(database.dsn) as connection:
+                connection.execute(statements)
         with Helper("bench.sink", "--expect", 1) as sink:
             port = int(number(sink.until("listening", HELPER_S), "port"))
-            with Relay(
-                self._relay, database.dsn, f"amqp://bench:bench@{LOOPBACK}:{port}/%2F", database.template
-            ) as relay:
+            url = f"amqp://bench:bench@{LOOPBACK}:{port}/%2F"
+            with Relay(self._relay, database.dsn, url, database.template, capture) as relay:
                 relay.streaming()
                 relay.stop()
-
-
-def _write(shape: Shape) -> sql.Composed:
-    dice = random.Random(shape.rows)
-    noise = "".join(dice.choices(string.ascii_letters + string.digits, k=NOISE_CHARACTERS))
-    return sql.SQL(WRITE).format(
-        last=shape.rows - 1,
-        step=shape.per_transaction,
-        aggregates=AGGREGATES,
-        types=list(TYPES),
-        type_count=len(TYPES),
-        digits=STAMP_DIGITS,
-        noise=noise,
-        shifts=SHIFTS,
-        length=shape.payload_bytes - FRAME_CHARACTERS,
-    )
 
 
 def _drop_slot(connection: "psycopg.Connection", slot: str) -> None:

@@ -116,11 +116,12 @@ class Throughput:
     def _receiving(self, backlog: Backlog, slot: str) -> Iterator[None]:
         """pg_recvlogical reads the backlog. Waits at the end until it has read all of it."""
         parts = urlsplit(backlog.database.dsn)
+        publication = PUBLICATIONS[backlog.shape.capture]
         process = subprocess.Popen(
             (
                 self._receiver,
                 *("--start", "--no-loop", "--slot", slot, "--endpos", backlog.end, "--file", os.devnull),
-                *("--option", "proto_version=1", "--option", f"publication_names={PUBLICATIONS[backlog.shape.capture]}"),
+                *("--option", "proto_version=1", "--option", f"publication_names={publication}"),
                 *("--host", parts.hostname or "", "--port", str(parts.port)),
                 *("--username", parts.username or "", "--dbname", parts.path[1:]),
             ),

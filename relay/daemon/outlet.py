@@ -346,6 +346,8 @@ class Outlet:
         """The connection is lost, and with it what was known of routes. Everything begins again, in order."""
         self._routes.doubt()
         waiting = sorted([*unsettled, *self._lines.clear()], key=lambda sending: sending.position)
+        for sending in waiting:
+            sending.route.doubt()  # one that was forgotten meanwhile is known to its messages alone
         return [sending for sending in waiting if not self._held(sending) and self._lines.enter(sending)]
 
     def _fail(self, reason: RelayError) -> None:

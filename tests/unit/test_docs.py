@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from relay.broker.topology import EXCHANGES
 from relay.capture.outbox import COLUMNS
 from relay.cli.main import cli
-from relay.config import BrokerSettings, HttpSettings, Settings, SourceSettings, load
+from relay.config import BrokerSettings, CaptureSettings, HttpSettings, Settings, SourceSettings, load
 from relay.errors import ExitCode
 from relay.wal.lag import Lag
 
@@ -200,6 +201,11 @@ class TestConfiguration:
             for setting, _, environment, *_ in table(page("docs/configuration.md"), "setting")
         }
         assert told == {setting: twin(setting) for setting in settings()}
+
+    def test_every_key_of_a_capture_is_told_and_no_others(self) -> None:
+        told = {code(row[0])[0] for row in table(page("docs/configuration.md"), "key of a capture")}
+        kinds = get_args(get_args(CaptureSettings)[0])
+        assert told == {name for kind in kinds for name in kind.model_fields}
 
     @pytest.mark.parametrize("name", ["docs/configuration.md", "README.md"])
     def test_the_files_shown_are_loaded(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
