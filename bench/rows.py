@@ -50,7 +50,8 @@ _CUSTOMERS: Final[LiteralString] = """
         notes text
     );
     INSERT INTO public.customers (id, name, email, credit_limit, active, created_at)
-    SELECT id, 'Customer ' || id, id || '@example.org', 100.00, true, '2026-01-01 00:00:00Z'
+    SELECT id, 'Customer ' || lpad(id::text, {digits}, '0'), lpad(id::text, {digits}, '0') || '@mail.example.org',
+           100.00, true, '2026-01-01 00:00:00.000001Z'
     FROM generate_series(1, {customers}) AS id
 """
 
@@ -90,7 +91,7 @@ REST_CHARACTERS: Final = 54 + 2 * MOMENT_CHARACTERS
 
 def prepared(capture: Capture) -> sql.Composed | None:
     """What has to be there before the relay starts for the first time, beside its own schema."""
-    return None if capture is Capture.OUTBOX else sql.SQL(_CUSTOMERS).format(customers=CUSTOMERS)
+    return None if capture is Capture.OUTBOX else sql.SQL(_CUSTOMERS).format(customers=CUSTOMERS, digits=STAMP_DIGITS)
 
 
 def written(shape: Shape) -> sql.Composed:

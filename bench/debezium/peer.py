@@ -15,8 +15,8 @@ from bench.backlog import Backlog, Database
 from bench.helper import number
 from bench.machine import cpu_s, peak_memory_mb
 from bench.matrix import Capture, Queue
-from bench.servers import BrokerMaker, declare
 from bench.rows import TABLE
+from bench.servers import BrokerMaker, declare
 from bench.subject import NAME, PUBLICATIONS
 from bench.throughput import NS_PER_S, US_PER_S, Sample, drain, within_s
 from relay.broker.properties import EVENTS
@@ -32,6 +32,30 @@ WARM_UP_SHARE: Final = 5
 
 COMPILE_S: Final = 60.0
 END_S: Final = 20.0
+
+_ROUTER: Final = "transforms.outbox"
+
+_OUTBOX: Final = {
+    "table.include.list": "relay.outbox",
+    "transforms": "outbox",
+    f"{_ROUTER}.type": "io.debezium.transforms.outbox.EventRouter",
+    f"{_ROUTER}.table.field.event.id": "id",
+    f"{_ROUTER}.table.field.event.key": "aggregate_id",
+    f"{_ROUTER}.table.field.event.payload": "payload",
+    f"{_ROUTER}.route.by.field": "aggregate_type",
+    f"{_ROUTER}.route.topic.replacement": "${routedByValue}",
+    f"{_ROUTER}.table.fields.additional.placement": "type:header,aggregate_type:header,aggregate_id:header",
+    "sink.format": "text",
+}
+"""The router's messages: key and payload are texts already."""
+
+_CHANGES: Final = {
+    "table.include.list": TABLE,
+    "converter.schemas.enable": "false",
+    "sink.format": "json",
+    "sink.key.header": KEY,
+}
+"""Debezium's own messages, in JSON without schemas. The relay's have the key in that header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,31 +152,6 @@ def engine_settings(database: Database, capture: Capture, slot: str, url: str) -
         "sink.exchange": EVENTS,
         **(_OUTBOX if capture is Capture.OUTBOX else _CHANGES),
     }
-
-
-_ROUTER: Final = "transforms.outbox"
-
-_OUTBOX: Final = {
-    "table.include.list": "relay.outbox",
-    "transforms": "outbox",
-    f"{_ROUTER}.type": "io.debezium.transforms.outbox.EventRouter",
-    f"{_ROUTER}.table.field.event.id": "id",
-    f"{_ROUTER}.table.field.event.key": "aggregate_id",
-    f"{_ROUTER}.table.field.event.payload": "payload",
-    f"{_ROUTER}.route.by.field": "aggregate_type",
-    f"{_ROUTER}.route.topic.replacement": "${routedByValue}",
-    f"{_ROUTER}.table.fields.additional.placement": "type:header,aggregate_type:header,aggregate_id:header",
-    "sink.format": "text",
-}
-"""The router's messages: key and payload are texts already."""
-
-_CHANGES: Final = {
-    "table.include.list": TABLE,
-    "converter.schemas.enable": "false",
-    "sink.format": "json",
-    "sink.key.header": KEY,
-}
-"""Debezium's own messages, in JSON without schemas. The relay's have the key in that header."""
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

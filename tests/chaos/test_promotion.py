@@ -1,5 +1,6 @@
 """What comes again carries the same ids: from a promoted standby, and with another configuration after a crash."""
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -36,7 +37,6 @@ EVENT_STORE = 'kind = "event_store"'
 CUSTOMERS = 'kind = "table"\ntables = ["public.customers"]'
 ITEMS = 'kind = "table"\nname = "items"\ntables = ["sales.*"]'
 BOTH = 'kind = "table"\ntables = ["public.customers", "sales.*"]'
-DEBEZIUM = 'envelope = "debezium"\n[source.capture.debezium]\n"skipped.operations" = "none"'
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -76,6 +76,11 @@ def primary() -> Iterator[Primary]:
         database = Databases(with_roles(server.dsn("postgres"))).create()
         yield Primary(server, database)
         database.connection.close()
+
+
+def given_tables(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute(TABLES.encode())
 
 
 def tell(dsn: str, story: int) -> list[Told]:
@@ -166,9 +171,7 @@ def assert_same_whenever_it_came(deliveries: Iterable[Delivery]) -> None:
         assert whole(delivery) == whole(first.setdefault(id_of(delivery), delivery))
 
 
-async def given_the_slot_can_be_taken_over(
-    shop: Shop, database: Database, vhost: VirtualHost, *captures: str
-) -> None:
+async def given_the_slot_can_be_taken_over(shop: Shop, database: Database, vhost: VirtualHost, *captures: str) -> None:
     """The first start makes publications and slot; then the slot is made one that a standby takes over."""
     async with shop.relay(database.dsn, vhost.user_url("relay"), *captures) as relay:
         await relay.until("streaming")
@@ -188,7 +191,7 @@ async def when_taken_over(database: Database, standby: Standby) -> None:
 
 async def when_failed_over(primary: Primary, standby: Standby) -> Database:
     """The primary dies, once the standby has seen all of it, and the standby is promoted."""
-    lsn = str(primary.database.value("SELECT pg_current_wal_insert_lsn()::text"))
+    lsn = str(primary.database.value("SELECT pg_current_wal_flush_lsn()::text"))
     await eventually(lambda: standby.has_replayed(lsn))
     primary.server.stop("immediate")
     standby.promote()
@@ -202,7 +205,7 @@ async def test_a_promoted_standby_publishes_the_same_messages_under_the_same_ids
     if primary.database.connection.info.server_version < HAS_FAILOVER_SLOTS:
         pytest.skip("before PostgreSQL 17 no standby takes over a logical slot")
     dsn, amqp_url, captures = primary.database.dsn, vhost.user_url("relay"), (OUTBOX, LOGICAL, BOTH)
-    primary.database.query(TABLES)
+    given_tables(dsn)
     await given_the_slot_can_be_taken_over(shop, primary.database, vhost, *captures)
     with Standby(primary.server) as standby:
         async with mailbox(vhost.url) as box:
@@ -228,20 +231,20 @@ async def test_a_promoted_standby_publishes_the_same_messages_under_the_same_ids
     assert_same_whenever_it_came(deliveries)
 
 
-def everything(_: Delivery) -> bool:
+def everything(_: Told) -> bool:
     return True
 
 
-def of_a_customer(delivery: Delivery) -> bool:
-    return told(delivery)[0] == "public.customers"
+def of_customers(message: Told) -> bool:
+    return message[0] == "public.customers"
 
 
-def of_no_item(delivery: Delivery) -> bool:
-    return told(delivery)[0] != "sales.items"
+def of_items(message: Told) -> bool:
+    return message[0] == "sales.items"
 
 
-def of_an_order(delivery: Delivery) -> bool:
-    return told(delivery)[0] == "order"
+def of_orders(message: Told) -> bool:
+    return message[0] == "order"
 
 
 @dataclass(frozen=True)
@@ -251,72 +254,107 @@ class Change:
     name: str
     before: tuple[str, ...]
     after: tuple[str, ...]
-    kept: Callable[[Delivery], bool] = everything
-    """What the second configuration captures as the first does."""
+    stays: Callable[[Told], bool] = everything
+    """What the second configuration captures of that which the first does."""
     same_body: bool = True
 
+    def published(self, message: Told) -> bool:
+        """Whether the first configuration captures it."""
+        return BOTH in self.before or not of_items(message)
 
-COLUMN_LESS = f'{BOTH}\nexclude_columns = ["note"]'
-PLAIN = 'envelope = "plain"\nrouting = {{routing_key = "cdc.{{type}}"}}'.replace("{{", "{").replace("}}", "}")
+
+ALL = (OUTBOX, LOGICAL, BOTH)
+NO_NOTE = f'{BOTH}\nexclude_columns = ["note"]'
+PLAIN = f'{BOTH}\nenvelope = "plain"\nrouting = {{routing_key = "cdc.{{type}}"}}'
+DEBEZIUM = f'{BOTH}\nenvelope = "debezium"\n[source.capture.debezium]\n"skipped.operations" = "none"'
+OTHERS = (
+    EVENT_STORE,
+    f'{CUSTOMERS}\nname = "clients"',
+    ITEMS,
+    f'{LOGICAL}\nname = "wal"',
+    f'{OUTBOX}\nname = "old"\nenvelope = "plain"',
+)
+
 CHANGES = (
-    Change("one table less", (OUTBOX, LOGICAL, BOTH), (OUTBOX, LOGICAL, CUSTOMERS), of_no_item),
-    Change("one table more", (OUTBOX, LOGICAL, CUSTOMERS), (OUTBOX, LOGICAL, BOTH)),
-    Change("no table at all", (OUTBOX, LOGICAL, BOTH), (LOGICAL, OUTBOX), of_an_order),
-    Change("only tables", (OUTBOX, LOGICAL, BOTH), (BOTH,), lambda delivery: not of_an_order(delivery)),
-    Change("a column less", (OUTBOX, LOGICAL, BOTH), (OUTBOX, LOGICAL, COLUMN_LESS), same_body=False),
-    Change("plain", (OUTBOX, LOGICAL, BOTH), (OUTBOX, LOGICAL, f"{BOTH}\n{PLAIN}")),
-    Change("as Debezium has it", (OUTBOX, LOGICAL, BOTH), (OUTBOX, LOGICAL, f"{BOTH}\n{DEBEZIUM}"), same_body=False),
-    Change(
-        "other names, another order, more captures",
-        (OUTBOX, LOGICAL, BOTH),
-        (EVENT_STORE, f'{CUSTOMERS}\nname = "clients"', ITEMS, f'{LOGICAL}\nname = "wal"', f'{OUTBOX}\nname = "o"'),
-    ),
+    Change("one table less", ALL, (OUTBOX, LOGICAL, CUSTOMERS), lambda message: not of_items(message)),
+    Change("one table more", (OUTBOX, LOGICAL, CUSTOMERS), ALL),
+    Change("no table", ALL, (LOGICAL, OUTBOX), of_orders),
+    Change("tables only", ALL, (BOTH,), lambda message: not of_orders(message)),
+    Change("a column less", ALL, (OUTBOX, LOGICAL, NO_NOTE), same_body=False),
+    Change("plain", ALL, (OUTBOX, LOGICAL, PLAIN)),
+    Change("as Debezium has it", ALL, (OUTBOX, LOGICAL, DEBEZIUM), same_body=False),
+    Change("other captures under other names", ALL, OTHERS),
 )
 
 
-def is_extra(delivery: Delivery) -> bool:
-    """What only the second configuration makes: copies of rows that were there before, and tombstones."""
-    return delivery.properties.type == "snapshot" or not delivery.body
+def is_tombstone(delivery: Delivery) -> bool:
+    """What only the envelope of Debezium has."""
+    return not delivery.body
 
 
 def assert_came_again(change: Change, published: list[Delivery], again: list[Delivery]) -> None:
-    """What both configurations capture has the ids that it had, and nothing else has one of them."""
-    kept = [delivery for delivery in published if change.kept(delivery)]
-    assert kept
-    repeated = [delivery for delivery in again if not is_extra(delivery)]
-    assert {id_of(delivery): told(delivery) for delivery in repeated} == {id_of(one): told(one) for one in kept}
+    """What both configurations capture came with the ids that it had, and nothing else has one of them."""
+    stayed = {id_of(delivery): told(delivery) for delivery in published if change.stays(told(delivery))}
+    repeated = {id_of(delivery): delivery for delivery in again if not is_tombstone(delivery)}
+    assert stayed
+    assert {message_id: told(delivery) for message_id, delivery in repeated.items()} == stayed
     assert len({id_of(delivery) for delivery in again}) == len(again)
     if change.same_body:
         bodies = {id_of(delivery): delivery.body for delivery in published}
-        assert all(delivery.body == bodies[id_of(delivery)] for delivery in repeated)
+        assert {message_id: bodies[message_id] for message_id in stayed} == {
+            message_id: delivery.body for message_id, delivery in repeated.items()
+        }
 
 
-async def come_again_after(
-    change: Change, crash: Callable[[], None], shop: Shop, database: Database, vhost: VirtualHost
+async def come_again_with_the_same_ids(
+    change: Change, shop: Shop, database: Database, vhost: VirtualHost, crash: Callable[[], None] = lambda: None
 ) -> None:
-    """A relay publishes, hears of no confirm, and is killed; `crash`; and another begins with the changed configuration.
+    """A relay publishes, hears of no confirm, and is killed; `crash`; and one begins with the changed configuration.
 
-    A confirm on each route comes first: without one, the second message of an aggregate would wait.
+    First there is a confirm on each route: before that, the second message of an aggregate would wait for one.
     """
     dsn, amqp_url = database.dsn, vhost.user_url("relay")
-    database.query(TABLES)
+    given_tables(dsn)
     async with mailbox(vhost.url) as box, Proxy(urlsplit(amqp_url).port or 0, AMQP) as way:
         async with shop.relay(dsn, way.url_of(amqp_url), *change.before) as relay:
             await relay.until("streaming")
-            proven = [one for one in tell(dsn, 1) if captured(one, change.before)]
-            await box.until_count(len(proven))
-            await eventually(lambda: is_settled(database))
-            way.hold(Direction.BACK)
-            unsettled = [one for one in tell(dsn, 2) if captured(one, change.before)]
-            published = (await box.until_count(len(proven) + len(unsettled)))[len(proven) :]
-            assert await relay.end(SIGKILL) == -SIGKILL
-        crash()
-        assert by_aggregate(map(told, published)) == by_aggregate(unsettled)
-        expected = {id_of(delivery) for delivery in published if change.kept(delivery)}
-        before = len(proven) + len(unsettled)
-        async with shop.relay(dsn, amqp_url, *change.after) as relay:
-            deliveries = await box.until(
-                lambda found: expected <= {id_of(delivery) for delivery in found[before:]}
+            settled = len(await box.until_count(len(list(filter(change.published, tell(dsn, 1))))))
+            position = database.value("SELECT pg_current_wal_flush_lsn()::text")
+            await eventually(
+                lambda: database.value(
+                    "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s",
+                    position,
+                    SLOT,
+                )
             )
+            way.hold(Direction.BACK)
+            unsettled = list(filter(change.published, tell(dsn, 2)))
+            published = (await box.until_count(settled + len(unsettled)))[settled:]
+            assert await relay.end(SIGKILL) == -SIGKILL
+        assert by_aggregate(map(told, published)) == by_aggregate(unsettled)
+        await asyncio.to_thread(crash)
+        expected = {id_of(delivery) for delivery in published if change.stays(told(delivery))}
+        seen = len(box.deliveries)
+        async with shop.relay(dsn, amqp_url, *change.after) as relay:
+            deliveries = await box.until(lambda found: expected <= set(map(id_of, found[seen:])))
             assert await relay.end() == 0
-    assert_came_again(change, published, deliveries[before:])
+    assert_came_again(change, published, deliveries[seen:])
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
+async def test_what_comes_again_after_a_change_of_the_configuration_has_the_same_ids(
+    change: Change, shop: Shop, database: Database, vhost: VirtualHost
+) -> None:
+    await come_again_with_the_same_ids(change, shop, database, vhost)
+
+
+async def test_what_comes_again_after_a_crash_of_postgresql_too_has_the_same_ids(
+    primary: Primary, shop: Shop, vhost: VirtualHost
+) -> None:
+    def crash() -> None:
+        primary.server.kill()
+        primary.server.start()
+        primary.database.reconnect()
+
+    everything_else = Change("everything", ALL, (*OTHERS[::-1],))
+    await come_again_with_the_same_ids(everything_else, shop, primary.database, vhost, crash)
