@@ -32,7 +32,7 @@ Bar = tuple[str, Spread, str]
 
 
 def draw(results: Results, path: Path) -> None:
-    """Rate, CPU time and latency of the lines with 200 B and 10 messages a transaction."""
+    """Rate, CPU time and latency of the lines that the targets are about."""
     with matplotlib.rc_context(
         {
             "svg.hashsalt": ID_SALT,

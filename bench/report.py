@@ -45,7 +45,7 @@ class Target:
 
 
 def targets(results: Results) -> list[Target]:
-    """What DESIGN and issue promise, beside what was measured with 200 B and 10 messages a transaction."""
+    """What was promised, beside what was measured of the outbox with 200 B and 10 messages a transaction."""
     relay, bare, peer = (_by_queue(results, kind) for kind in (Kind.RELAY, Kind.BARE, Kind.DEBEZIUM))
     of_bare = [rate(relay[queue]) / rate(bare[queue]) for queue in Queue if relay[queue] and bare[queue]]
     times_peer = [rate(relay[queue]) / rate(peer[queue]) for queue in Queue if relay[queue] and peer[queue]]

@@ -23,8 +23,9 @@ def run(settings: Settings) -> ExitCode:
     if broker is None:
         raise ConfigError("broker.url is missing")
     statuses = [SourceStatus(source.name) for source in settings.source]
+    groups = settings.topology.layout().partitioned
     sources = [
-        (status, partial(Session, source, broker, status))
+        (status, partial(Session, source, broker, status, groups))
         for source, status in zip(settings.source, statuses, strict=True)
     ]
 

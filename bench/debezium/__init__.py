@@ -1,1 +1,1 @@
-"""The peer: Debezium's engine with its outbox router, publishing as Debezium Server does."""
+"""The peer: Debezium's engine, with its outbox router or without, publishing as Debezium Server does."""

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from relay.broker.connection import Channel, Connection
-from relay.broker.layout import Binding, Change, Difference, Exchange, Queue, Resize
+from relay.broker.layout import Binding, Change, Difference, Exchange, Queue, Resize, Wanted
 from relay.broker.management import Management
-from relay.broker.topology import bind, declare_exchange, declare_queue, unbind
+from relay.broker.ring import arrange
+from relay.broker.topology import bind, declare_exchange, declare_queue
 from relay.errors import RelayError
 
 COUNTERS_LAG_S: Final = 12.0
@@ -47,7 +48,7 @@ class Builder:
         self._say = say
         self._counters_lag_s = counters_lag_s
 
-    async def apply(self, differences: Sequence[Difference]) -> None:
+    async def apply(self, wanted: Wanted, differences: Sequence[Difference]) -> None:
         """Make what is missing, and resize what is to be resized; what is more than wanted stays.
 
         It may be repeated, also after it was interrupted. Raises CannotApply or PartitionsInUse before anything is
@@ -58,26 +59,25 @@ class Builder:
         resizes = [each.subject for each in differences if isinstance(each.subject, Resize)]
         if resizes:
             await self._expect_quiet(channel, resizes)
-        bindings: list[Binding] = []
+        bindings = [each.subject for each in differences if isinstance(each.subject, Binding)]
+        created = [group for group in wanted.partitioned if group.ring[0] in bindings]
         for difference in differences:
             match difference.subject:
                 case Exchange() as exchange:
                     await declare_exchange(channel, exchange)
                 case Queue() as queue:
                     await declare_queue(channel, queue)
-                case Binding() as binding:
-                    bindings.append(binding)
         for resize in resizes:
             await self._resize(channel, resize)
+        for group in created:
+            await arrange(channel, group, ())
         for binding in bindings:
             await bind(channel, binding)
 
     async def _resize(self, channel: Channel, resize: Resize) -> None:
-        """Change the ring, from where it differs to its end, and delete the queues that are out of it."""
-        for binding in resize.unbind:
-            await unbind(channel, binding)
-        for binding in resize.bind:
-            await bind(channel, binding)
+        """Change the ring, and delete the queues that are out of it."""
+        if resize.is_remapped:
+            await arrange(channel, resize.group, resize.unbind)
         for queue in resize.surplus:
             ready, consumers = await _ask(channel, queue)
             if ready or consumers:

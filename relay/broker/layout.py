@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import takewhile
 from typing import Final, TypeAlias
 
 Argument: TypeAlias = str | int | bool
@@ -81,13 +80,21 @@ class Partitioned:
 
     @property
     def ring(self) -> tuple[Binding, ...]:
-        """The bindings of the queues, in the order in which they have to be made: that of the names' bytes.
+        """The bindings of the queues, in the order in which they have to be made.
 
-        A queue's share depends on its place in the order. RabbitMQ with Mnesia rebuilds the order at each start, sorted
-        by these names; any other would move aggregates to another queue then.
-        Source: rabbit_exchange_type_consistent_hash, recover.
+        A queue's share depends on its place in that order.
         """
-        return tuple(Binding(self.name, queue, WEIGHT) for queue in sorted(self.queues, key=str.encode))
+        return tuple(Binding(self.name, queue, WEIGHT) for queue in self.queues)
+
+    @property
+    def marker(self) -> str:
+        """The exchange that says that the bindings were made in their order: see ring.py."""
+        return f"{self.name}.ring"
+
+    @property
+    def lock(self) -> str:
+        """The queue that whoever restores the order has for itself meanwhile."""
+        return f"{self.name}.lock"
 
     def is_partition(self, queue: str) -> bool:
         """Whether a queue has the name of a partition, of this number of them or of another."""
@@ -148,18 +155,19 @@ class Resize:
     """How one number of partitions becomes another."""
 
     group: Partitioned
+    is_remapped: bool
+    """Whether aggregates move from one queue to another; or else only queues that are out of use are to go."""
     present: tuple[str, ...]
     """The queues of the group that there are."""
     unbind: tuple[Binding, ...]
-    bind: tuple[Binding, ...]
-    """In this order, after the former are gone."""
+    """These go first. Then the ring is bound, in its order."""
     surplus: tuple[str, ...]
     """Queues of the group that are no longer wanted."""
 
     @property
     def in_question(self) -> tuple[str, ...]:
         """The queues that have to be empty: all, or when only what is out of use is to go, that."""
-        return self.present if self.unbind or self.bind else self.surplus
+        return self.present if self.is_remapped else self.surplus
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,14 +279,8 @@ def _value(value: Argument | None) -> str:
 
 
 def _ring(group: Partitioned, found: Found) -> Iterator[Difference]:
-    """The bindings of a hash exchange: made at first, resized later.
-
-    From the first that differs to the last all are bound again, so that their order stays that of the names.
-    """
-    bound = sorted(
-        (binding for binding in found.bindings if binding.source == group.name),
-        key=lambda binding: (binding.routing_key.encode(), binding.destination.encode()),
-    )
+    """The bindings of a hash exchange: made at first, resized later."""
+    bound = {binding for binding in found.bindings if binding.source == group.name}
     foreign = [binding for binding in bound if binding.to_exchange or not group.is_partition(binding.destination)]
     for binding in foreign:
         yield Difference(
@@ -290,21 +292,21 @@ def _ring(group: Partitioned, found: Found) -> Iterator[Difference]:
         )
     present = tuple(sorted((queue for queue in found.queues if group.is_partition(queue)), key=_number))
     surplus = tuple(queue for queue in present if queue not in group.queues)
-    ring = list(group.ring)
-    if foreign or (bound == ring and not surplus):
+    if foreign or (bound == set(group.ring) and not surplus):
         return
     if not bound and not present:
-        for binding in ring:
+        for binding in group.ring:
             yield Difference(Change.CREATE, Thing.BINDING, str(binding), "", subject=binding)
         return
-    kept = len([True for _ in takewhile(lambda pair: pair[0] == pair[1], zip(bound, ring, strict=False))])
+    is_remapped = bound != set(group.ring)
+    unbind = sorted(bound - {group.ring[0]}, key=str) if is_remapped else ()
     yield Difference(
         Change.RESIZE,
         Thing.PARTITIONS,
         group.name,
         _resizing(len(bound), group.partitions, surplus),
         "Stop the relay, let the consumers empty the partitions, and apply.",
-        Resize(group, present, tuple(bound[kept:]), tuple(ring[kept:]), surplus),
+        Resize(group, is_remapped, present, tuple(unbind), surplus),
     )
 
 

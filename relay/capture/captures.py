@@ -121,8 +121,10 @@ class Captures:
         return capture.truncated(oid, self._origin(lsn)) if isinstance(capture, TableCapture) else []
 
     def _of_logical(self, change: LogicalMessage, lsn: Lsn) -> Sequence[Message]:
+        # Counted whoever captures it: PostgreSQL says where a logical message ends, and there the next row may lie.
+        origin = self._origin(lsn)
         capture = self._logical.get(change.prefix)
-        message = None if capture is None else capture.message(change, self._origin(lsn))
+        message = None if capture is None else capture.message(change, origin)
         if message is None:
             self._ignore()
             return []
@@ -138,7 +140,8 @@ class Captures:
         return capture
 
     def _origin(self, lsn: Lsn) -> Origin:
-        """Where a change comes from. A COPY writes many rows at one LSN, all of one table: they are counted."""
+        """Where a change comes from. What lies at one LSN is counted: the rows that a COPY writes at once, all of one
+        table, and before them a logical message, which is always sent."""
         self._ordinal = self._ordinal + 1 if lsn == self._lsn else 0
         self._lsn = lsn
         return Origin(

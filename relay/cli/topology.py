@@ -95,7 +95,7 @@ def apply(config: Path | None, amqp: str | None, output: OutputFormat) -> int:
     management = _management(broker)
     before = look(settings, broker, management)
     if any(difference.change is not Change.EXTRA for difference in before.differences):
-        asyncio.run(_apply(broker.url.get_secret_value(), management, before.differences))
+        asyncio.run(_apply(settings.topology.layout(), broker, management, before.differences))
     after = look(settings, broker, management)
     remaining = {difference.name for difference in after.differences}
     done = tuple(each for each in before.differences if each.name not in remaining)
@@ -134,10 +134,10 @@ def _management(broker: BrokerSettings) -> Management:
     return Management.of(broker.url.get_secret_value(), own.get_secret_value() if own else None)
 
 
-async def _apply(url: str, management: Management, todo: Sequence[Difference]) -> None:
-    connection = await Connection.open(url, name="relay topology apply")
+async def _apply(wanted: Wanted, broker: BrokerSettings, management: Management, todo: Sequence[Difference]) -> None:
+    connection = await Connection.open(broker.url.get_secret_value(), name="relay topology apply")
     try:
-        await Builder(connection, management, partial(_say, "relay: ")).apply(todo)
+        await Builder(connection, management, partial(_say, "relay: ")).apply(wanted, todo)
     finally:
         await connection.close()
 

@@ -1,7 +1,7 @@
 """`[topology]`: exchanges, queues and bindings that `relay topology` sees to."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
@@ -121,8 +121,9 @@ class TopologySettings(Frozen):
     @model_validator(mode="after")
     def _are_apart(self) -> Self:
         names = wanted(self._exchanges, self._queues)
-        _refuse_twins("exchanges", (exchange.name for exchange in names.exchanges))
-        _refuse_twins("queues", (queue.name for queue in names.queues))
+        groups = names.partitioned
+        _refuse_twins("exchanges", [*(each.name for each in names.exchanges), *(group.marker for group in groups)])
+        _refuse_twins("queues", [*(each.name for each in names.queues), *(group.lock for group in groups)])
         for group in self.partitioned:
             if any(binding.exchange in {group.name, DEAD} for binding in group.bindings):
                 raise ValueError(f"has a partitioned group {group.name} that is bound to itself or to {DEAD}")
@@ -141,10 +142,10 @@ class TopologySettings(Frozen):
         return (*(each.queue for each in self.queue), *(each.queue for each in self.partitioned))
 
 
-def _refuse_twins(things: str, names: Iterator[str]) -> None:
+def _refuse_twins(things: str, names: Iterable[str]) -> None:
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(
             f"has two {things} of the name {', '.join(twice)}; a queue also makes NAME.dead, and a partitioned group"
-            " makes an exchange NAME and the queues NAME.0, NAME.1 and so on"
+            " makes the exchanges NAME and NAME.ring and the queues NAME.lock, NAME.0, NAME.1 and so on"
         )

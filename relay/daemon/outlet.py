@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from relay.broker.connection import Disrupted
+from relay.broker.layout import Partitioned
 from relay.broker.publisher import Outcome, Unsendable
 from relay.capture.message import NO_CAPTURE, HeadersError, Kind, Lane, Malformed, Message
 from relay.config import BrokerSettings, OnUnroutable, Ordering, SourceSettings
@@ -73,7 +74,13 @@ class Outlet:
     """
 
     def __init__(
-        self, source: SourceSettings, broker: BrokerSettings, parking: Parking, status: SourceStatus, log: SourceLog
+        self,
+        source: SourceSettings,
+        broker: BrokerSettings,
+        parking: Parking,
+        status: SourceStatus,
+        log: SourceLog,
+        groups: Sequence[Partitioned] = (),
     ) -> None:
         self._parking = parking
         self._index = parking.index
@@ -88,7 +95,9 @@ class Outlet:
         self._releasing = False
         self._replays: dict[Lane, Replays] = {}
         callbacks = Callbacks(self._judge, self._unsendable, self._held, self._lost, self.changed)
-        self._uplink = Uplink(broker.url.get_secret_value(), f"saga-relay {source.name}", callbacks, status, log)
+        self._uplink = Uplink(
+            broker.url.get_secret_value(), f"saga-relay {source.name}", callbacks, status, log, groups
+        )
         self._changed = asyncio.Event()
         self._failed: asyncio.Future[RelayError] = asyncio.get_running_loop().create_future()
         self.published = 0

@@ -1,6 +1,7 @@
 """One source from connecting to hanging up: its start, its pump, and what runs beside it."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
@@ -8,6 +9,7 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
+from relay.broker.layout import Partitioned
 from relay.config import BrokerSettings, SourceSettings
 from relay.daemon.keeper import Keeper
 from relay.daemon.outlet import Outlet
@@ -45,12 +47,19 @@ class Session:
     The broker may come and go meanwhile: see Uplink.
     """
 
-    def __init__(self, source: SourceSettings, broker: BrokerSettings, status: SourceStatus) -> None:
+    def __init__(
+        self,
+        source: SourceSettings,
+        broker: BrokerSettings,
+        status: SourceStatus,
+        groups: Sequence[Partitioned] = (),
+    ) -> None:
         self._source = source
         self._dsn = source.dsn.get_secret_value()
         self._label = f"saga-relay {source.name}"
         self._log = SourceLog(source.name, source.slot)
         self._broker = broker
+        self._groups = groups
         self._status = status
         self._stopping = asyncio.Event()
         self.streaming = False
@@ -83,7 +92,7 @@ class Session:
         await verify_asynchronous(control, self._label)
         parking = await Parking.open(self._dsn, self._label, self._source.slot, self._source.parked_limit, self._log)
         stack.push_async_callback(parking.close)
-        outlet = Outlet(self._source, self._broker, parking, self._status, self._log)
+        outlet = Outlet(self._source, self._broker, parking, self._status, self._log, self._groups)
         async with Beside(outlet.run(), parking.run(outlet.replay, outlet.changed)) as beside:
             stream, prepared = await beside.do(self._open(control, outlet, start, parking))
             stack.push_async_callback(stream.close)

@@ -8,7 +8,9 @@ from typing import Final
 
 from relay.backoff import Backoff
 from relay.broker.connection import INTERNAL_ERROR, Connection, Disrupted
+from relay.broker.layout import Partitioned
 from relay.broker.publisher import Outcome, Publisher, Unsendable
+from relay.broker.ring import ensure_rings
 from relay.broker.topology import declare_exchanges
 from relay.capture.message import HeadersError
 from relay.daemon.sending import Sending
@@ -51,12 +53,21 @@ class Uplink:
     handed over is kept.
     """
 
-    def __init__(self, url: str, name: str, callbacks: Callbacks, status: SourceStatus, log: SourceLog) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        callbacks: Callbacks,
+        status: SourceStatus,
+        log: SourceLog,
+        groups: Sequence[Partitioned] = (),
+    ) -> None:
         self._url = url
         self._name = name
         self._tell = callbacks
         self._status = status
         self._log = log
+        self._groups = groups
         self._publisher: Publisher[Sending] | None = None
         self._ready: deque[Sending] = deque()
         self._suspects: set[Sending] = set()
@@ -113,6 +124,7 @@ class Uplink:
         connection = await Connection.open(self._url, name=self._name)
         try:
             await declare_exchanges(await connection.channel())
+            await ensure_rings(connection, self._groups)
             settled = self._on_suspect if self._suspects else self._tell.judge
             publisher: Publisher[Sending] = await Publisher.open(connection, settled, self._on_freed)
             connection.on_blocking(lambda: self._say_blocked(connection.blocked))

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,16 +9,20 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from relay.broker.connection import Connection
+from relay.broker.connection import ChannelRefused, Connection
 from relay.broker.consumer import Consumer
+from relay.broker.layout import Partitioned
 from relay.broker.management import Management
 from relay.broker.properties import AGGREGATE_ID, EVENTS, Properties
+from relay.broker.ring import PartitionsDiffer, ensure_rings
+from relay.broker.topology import bind, unbind
 from relay.demo.rabbitmq import PrivateRabbitMQ
 from relay.errors import ExitCode
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier, Outgoing
 from tests.support.servers import RabbitServer
 from tests.support.topology import Topology, billing
+from tests.support.waiting import eventually
 
 WAIT_S = 30.0
 AUDIT = """
@@ -62,7 +65,7 @@ def queues(vhost: VirtualHost) -> set[str]:
     return {queue["name"] for queue in answer.json()}
 
 
-def bind(vhost: VirtualHost, source: str, queue: str, key: str) -> None:
+def bind_by_hand(vhost: VirtualHost, source: str, queue: str, key: str) -> None:
     body = {"routing_key": key, "arguments": {}}
     vhost.server.api.post(f"/api/bindings/{vhost.name}/e/{source}/q/{queue}", json=body).raise_for_status()
 
@@ -139,7 +142,7 @@ async def test_what_rabbitmq_would_accept_is_not_called_wrong(topology: Topology
 async def test_what_is_more_is_listed_and_left_alone(topology: Topology, vhost: VirtualHost) -> None:
     topology.write(AUDIT)
     await topology.applied()
-    bind(vhost, "relay.events", "audit", "customer.*")
+    bind_by_hand(vhost, "relay.events", "audit", "customer.*")
     verified = await topology.run("verify")
     assert verified.code == ExitCode.FAILURE
     (extra,) = verified.json["differences"]
@@ -152,8 +155,8 @@ async def test_routes_that_end_nowhere_are_told_from_those_that_do_not(topology:
     topology.write(AUDIT)
     await topology.applied()
     before = {each["route"] for each in (await topology.run("plan")).json["ends_nowhere"]}
-    bind(vhost, "relay.events", "audit", "order.*")
-    bind(vhost, "relay.commands", "audit", "audit")
+    bind_by_hand(vhost, "relay.events", "audit", "order.*")
+    bind_by_hand(vhost, "relay.commands", "audit", "audit")
     after = {each["route"] for each in (await topology.run("plan")).json["ends_nowhere"]}
     assert before == {"kind event", "kind command", "kind reply"}
     assert after == {"kind reply"}
@@ -267,41 +270,104 @@ class TestMistakes:
         assert "ACCESS_REFUSED" in ended.err
 
 
-class TestRestart:
-    """RabbitMQ with Mnesia forgets which share of the aggregates a queue has, and works it out again."""
+class TestOrder:
+    """Which aggregates a queue gets depends on when it was bound. RabbitMQ with Mnesia forgets that when it starts."""
 
-    @asynccontextmanager
-    async def mapped(self, url: str) -> AsyncIterator[dict[str, int]]:
+    PARTITIONS = 4
+    GROUP = Partitioned("billing", PARTITIONS)
+
+    async def mapped(self, url: str) -> dict[str, int]:
+        """The partition of each aggregate."""
         async with Courier(url) as courier:
-            yield {str(number): await partition(courier, str(number), 12) for number in range(60)}
+            return {str(number): await partition(courier, str(number), self.PARTITIONS) for number in range(40)}
 
-    async def test_an_aggregate_keeps_its_partition_when_the_broker_starts_again(self, tmp_path: Path) -> None:
+    async def restored(self, url: str, groups: int = 1) -> None:
+        """What each relay does when it has connected; several at once."""
+        connections = [await Connection.open(url, name="test") for _ in range(groups)]
+        await asyncio.gather(*(ensure_rings(connection, [self.GROUP]) for connection in connections))
+        for connection in connections:
+            await connection.close()
+
+    @pytest.fixture
+    async def before(self, topology: Topology, vhost: VirtualHost) -> dict[str, int]:
+        topology.write(billing(self.PARTITIONS))
+        await topology.applied()
+        return await self.mapped(vhost.url)
+
+    async def disturb(self, vhost: VirtualHost) -> None:
+        """As a start of the broker leaves it."""
+        async with Courier(vhost.url) as courier:
+            channel = await courier.channel()
+            await unbind(channel, self.GROUP.ring[1])
+            await bind(channel, self.GROUP.ring[1])
+            await channel.call(channel.raw.exchange_delete, self.GROUP.marker)
+
+    async def test_a_lost_order_is_restored_before_anybody_publishes(
+        self, vhost: VirtualHost, before: dict[str, int]
+    ) -> None:
+        await self.disturb(vhost)
+        assert await self.mapped(vhost.url) != before
+        await self.restored(vhost.url)
+        assert await self.mapped(vhost.url) == before
+
+    async def test_several_relays_restore_it_once(self, vhost: VirtualHost, before: dict[str, int]) -> None:
+        await self.disturb(vhost)
+        await self.restored(vhost.url, groups=5)
+        assert await self.mapped(vhost.url) == before
+        assert self.GROUP.lock not in queues(vhost)
+
+    async def test_an_order_that_is_marked_is_left_alone(self, vhost: VirtualHost, before: dict[str, int]) -> None:
+        user = vhost.user_url("orders")  # who may not bind anything there
+        await self.restored(vhost.url)
+        connection = await Connection.open(user, name="test")
+        await ensure_rings(connection, [self.GROUP])
+        await connection.close()
+        assert await self.mapped(vhost.url) == before
+
+    async def test_a_group_that_is_not_there_yet_is_left_out(self, vhost: VirtualHost) -> None:
+        await self.restored(vhost.url)
+        assert queues(vhost) == set()
+
+    @pytest.mark.parametrize("partitions", [3, 5])
+    async def test_another_number_than_the_configured_is_never_made_in_passing(
+        self, vhost: VirtualHost, before: dict[str, int], partitions: int
+    ) -> None:
+        await self.disturb(vhost)
+        connection = await Connection.open(vhost.url, name="test")
+        with pytest.raises(PartitionsDiffer, match=f"billing should have {partitions} partitions"):
+            await ensure_rings(connection, [Partitioned("billing", partitions)])
+        await connection.close()
+        assert self.GROUP.lock not in queues(vhost)
+
+    async def test_who_may_not_bind_is_told_so(self, vhost: VirtualHost, before: dict[str, int]) -> None:
+        await self.disturb(vhost)
+        connection = await Connection.open(vhost.user_url("relay"), name="test")
+        with pytest.raises(ChannelRefused, match="billing"):
+            await ensure_rings(connection, [self.GROUP])
+        await connection.close()
+
+    async def test_it_is_restored_after_the_broker_has_started_again(self, tmp_path: Path) -> None:
         server = PrivateRabbitMQ()
         server.start()
         with server:
             login = ("admin", server.admin.password)
             with httpx.Client(base_url=server.management_url, auth=login, timeout=30) as api:
-                vhost = VirtualHost("/", RabbitServer(server.amqp_url(), api, {}))
-                topology = Topology(tmp_path, vhost)
-                for partitions in (
-                    4,
-                    12,
-                ):  # in the order of their numbers, the queues would not be in that of the names
-                    topology.write(billing(partitions))
-                    await topology.applied()
-            async with self.mapped(server.amqp_url()) as before:
-                pass
+                topology = Topology(tmp_path, VirtualHost("/", RabbitServer(server.amqp_url(), api, {})))
+                topology.write(billing(self.PARTITIONS))
+                await topology.applied()
+            before = await self.mapped(server.amqp_url())
             server.stop()
             server.start()
-            async with self.mapped(server.amqp_url()) as after:
-                pass
-        assert after == before
+            await self.restored(server.amqp_url())
+            assert await self.mapped(server.amqp_url()) == before
 
 
 async def test_the_api_counts_what_queues_hold(vhost: VirtualHost, topology: Topology, courier: Courier) -> None:
     topology.write(billing(2))
     await topology.applied()
     management = Management.of(vhost.url, topology.api_url)
-    assert management.totals(["billing.0", "gone"])["gone"] is None
-    assert [name for name in management.connections() if name == "courier"] == ["courier"]
+    assert management.totals(["gone"]) == {"gone": None}
+    await courier.publish(event(EVENTS, "order.Created"))
+    await eventually(lambda: sum(count or 0 for count in management.totals(["billing.0", "billing.1"]).values()) == 1)
+    await eventually(lambda: "courier" in management.connections())
     assert replace(management, vhost="/").connections() == ()

@@ -6,7 +6,19 @@ import pytest
 
 from bench.chart import draw
 from bench.latency import LatencySample
-from bench.matrix import HUGE_TRANSACTION, STANDARD, Case, Kind, LatencyCase, Queue, Shape, short_run, whole_matrix
+from bench.matrix import (
+    HUGE_TRANSACTION,
+    STANDARD,
+    STANDARD_TABLE,
+    Capture,
+    Case,
+    Kind,
+    LatencyCase,
+    Queue,
+    Shape,
+    short_run,
+    whole_matrix,
+)
 from bench.report import BEGIN, END, Target, spread, table, tables, targets, updated
 from bench.run import Results
 from bench.statistics import Percentiles, Spread, percentile
@@ -127,6 +139,27 @@ def test_lines_stand_by_payload_and_then_by_messages_a_transaction() -> None:
     assert [line.split("|")[3:5] for line in lines] == [["200B", "10"], ["200B", "1,000"], ["2,000B", "1"]]
 
 
+def test_what_a_table_gives_stands_below_the_outbox_under_a_name_of_its_own() -> None:
+    results = Results()
+    for shape in (STANDARD_TABLE, Shape(2000, 1, 5000)):
+        for kind in (Kind.RELAY, Kind.DEBEZIUM):
+            results.samples[Case(kind, shape, Queue.CLASSIC)] = [Sample(1)]
+
+    lines = [line.split("|")[1].strip() for line in tables(results).splitlines() if "| classic |" in line]
+
+    assert lines == ["relay", "Debezium", "relay, table capture", "Debezium, table capture"]
+
+
+def test_rates_and_cost_of_a_table_are_no_target_but_its_memory_is() -> None:
+    results = results_that_reach_every_target()
+    results.samples[Case(Kind.DEBEZIUM, STANDARD_TABLE, Queue.CLASSIC)] = [Sample(99_000, 1.0, 900.0)]
+    results.samples[Case(Kind.RELAY, STANDARD_TABLE, Queue.CLASSIC)] = [Sample(1, 99.0, 80.0)]
+    assert verdicts(results) == [True] * 7
+
+    results.samples[Case(Kind.RELAY, STANDARD_TABLE, Queue.CLASSIC)] = [Sample(1, 99.0, 80.1)]
+    assert verdicts(results) == [True] * 6 + [False]
+
+
 def test_a_table_lines_up() -> None:
     assert table(("what", "n"), [("a", "1,000")], numbers_from=1) == [
         "| what |     n |",
@@ -164,7 +197,7 @@ def test_the_same_numbers_draw_the_same_chart(tmp_path: Path) -> None:
 
 
 def test_the_short_run_has_one_payload_and_ten_messages_a_transaction_beside_the_large_ones() -> None:
-    (stage,) = short_run(debezium=True)
+    (stage,) = short_run(debezium=True, tables=False)
 
     assert {case.shape for case in stage.cases if not case.shape.one_transaction} == {STANDARD}
     assert [shape.rows for shape in stage.shapes] == [1_000_000, 100_000, 10_000]
@@ -172,8 +205,22 @@ def test_the_short_run_has_one_payload_and_ten_messages_a_transaction_beside_the
     assert stage.rounds == 3
 
 
+@pytest.mark.parametrize(
+    ("debezium", "kinds"), [(True, [Kind.RELAY, Kind.DEBEZIUM]), (False, [Kind.RELAY])], ids=["a peer", "none"]
+)
+def test_a_relay_that_captures_tables_does_so_first_beside_its_peer(debezium: bool, kinds: list[Kind]) -> None:
+    stage, outbox = short_run(debezium, tables=True)
+
+    assert list(stage.cases) == [Case(kind, STANDARD_TABLE, Queue.CLASSIC) for kind in kinds]
+    assert not stage.latencies
+    assert stage.rounds < outbox.rounds
+    assert (outbox,) == short_run(debezium, tables=False)
+
+
 def test_the_whole_matrix_has_every_shape_once_and_the_huge_transaction_one_time() -> None:
-    stages = whole_matrix(debezium=False)
+    stages = whole_matrix(debezium=False, tables=True)
+    assert [shape for shape in stages[0].shapes if shape.capture is Capture.TABLE] == [STANDARD_TABLE]
+    stages = stages[1:]
     shapes = [shape for stage in stages for shape in stage.shapes]
 
     assert len(shapes) == len(set(shapes))

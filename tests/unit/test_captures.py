@@ -93,6 +93,20 @@ def test_what_else_is_captured_does_not_change_an_id() -> None:
     assert plain.inserted(b"1", 90) == beside.inserted(b"1", 90)
 
 
+def test_a_logical_message_that_ends_where_a_row_lies_does_not_change_its_id_whoever_captures_it() -> None:
+    content = b'{"aggregate_type": "order", "aggregate_id": "7", "type": "OrderCreated", "payload": 1}'
+    change = LogicalMessage(True, Lsn(90), "relay.outbox", content)
+    stage, without = Stage(), Stage()
+    without.captures = Captures("7601", {CUSTOMERS: TableCapture("customers", (), NativeWriter())})
+    without.described(relation(CUSTOMERS))
+    without.begin(100)
+    (message,) = stage.captures.messages(change, Lsn(90))
+    assert without.captures.messages(change, Lsn(90)) == []
+    (row,) = stage.inserted(b"1", 90)
+    assert [row] == without.inserted(b"1", 90)
+    assert row != message.id
+
+
 def test_what_committed_before_the_copy_of_a_table_is_in_it_and_passed_over() -> None:
     stage = Stage(since=Lsn(150))
     assert stage.inserted(b"1", 90) == []
