@@ -169,9 +169,11 @@ def test_values_in_the_order_of_columns_make_the_same_message(capture: OutboxCap
 
 
 def test_the_columns_are_in_the_order_of_the_fields_of_a_message() -> None:
-    assert Message._fields == COLUMNS
+    assert Message._fields == (*COLUMNS, "capture")
     given = [ROW[column] for column in COLUMNS]
-    assert [as_text(value) for value in to_message(given)] == [as_text(value) for value in given]
+    *made, capture = to_message(given)
+    assert [as_text(value) for value in made] == [as_text(value) for value in given]
+    assert capture == "outbox"
 
 
 def as_text(value: str | bytes | None) -> str | None:
