@@ -9,7 +9,7 @@ from psycopg.rows import TupleRow
 
 from relay.capture.captures import Captured
 from relay.capture.change import Origin
-from relay.capture.columns import VERSION, Taken
+from relay.capture.columns import EVENT_STORE, VERSION, Taken
 from relay.capture.message import Malformed, Message
 from relay.capture.outbox import OutboxCapture
 from relay.capture.rows import RowCapture
@@ -20,7 +20,7 @@ from relay.wal.pgoutput import Insert, Relation, Row
 from relay.wal.table import TableName
 
 SEQ: Final = "seq"
-"""The column of relay.outbox that says in which order its rows were inserted."""
+"""The column of relay.outbox and relay.event_store that says in which order rows were inserted."""
 
 
 class Copy:
@@ -80,6 +80,8 @@ def _order(capture: Captured) -> tuple[str, ...]:
         return (SEQ,)
     if not isinstance(capture, RowCapture):
         return ()
+    if capture.columns is EVENT_STORE:
+        return (SEQ,)
     found = (capture.columns.expressions.get(field) for field in (VERSION, "created_at"))
     return tuple(one.column for one in found if isinstance(one, Taken) and not one.path)
 
