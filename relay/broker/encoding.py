@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
-from typing import Final
+from typing import Final, TypeAlias
 
 from relay.broker.properties import HeaderValue, Properties, Varying
 from relay.errors import BrokerError, ExitCode
@@ -24,6 +24,13 @@ pika does, gives up at some hundred levels, and then the consumer falls and not 
 NAMES_CACHED: Final = 1024
 """Names of headers that are kept in their encoded form. Rows may bring names of their own, and any number of them."""
 
+TERSE_NAMES_CACHED: Final = 64
+"""Names of headers that are kept with each length that a terse text may have. Only the relay's own are such."""
+
+TERSE_CHARACTERS: Final = 127
+"""The longest text that is terse. It is ASCII, and so is its length, if that is below 128: then a header is text as a
+whole, and Python joins texts in a fraction of the time that bytes take."""
+
 FRAME_OVERHEAD: Final = 8
 """Bytes of a frame around its payload: type, channel, size and the end mark."""
 
@@ -37,15 +44,16 @@ _METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
 _BASIC, _PUBLISH = 60, 40
 _MANDATORY = 0b1
 _PERSISTENT = b"\x02"
-_CONTENT_BYTES = 18
-"""Of a content header: class, weight, body size, flags, and the size of the header table."""
+_CONTENT_BYTES = 19
+"""Of a content header: class, weight, body size, flags, the size of the header table, and the delivery mode."""
 
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 1 << 15, 1 << 13, 1 << 12, 1 << 10
 _REPLY_TO, _MESSAGE_ID, _TIMESTAMP, _TYPE, _APP_ID = 1 << 9, 1 << 7, 1 << 6, 1 << 5, 1 << 3
 """The flags that say which properties follow, in this order."""
 
 _frame = Struct(">BHI").pack
-_content = Struct(">IHHQH").pack
+_next_frame = Struct(">cBHI").pack
+"""The end mark of the frame before, and the head of this one."""
 _publish = Struct(">HHH").pack
 _u32 = Struct(">I").pack
 _u64 = Struct(">Q").pack
@@ -55,6 +63,9 @@ _double = Struct(">cd").pack
 _sized = Struct(">cI").pack
 
 _OCTETS = tuple(bytes((number,)) for number in range(256))
+
+_Beginnings: TypeAlias = tuple[str, ...]
+"""What a header begins with, up to its text, by the length of the text; none if it is never terse."""
 
 
 class Flaw(StrEnum):
@@ -91,13 +102,16 @@ class Template:
         "_beginning",
         "_channel_number",
         "_content_type",
+        "_expected",
         "_flags",
+        "_head",
         "_headers",
         "_headers_size",
         "_names",
         "_publish",
         "_size",
         "_tail",
+        "_terse",
         "_watched",
         "exchange",
         "routing_key",
@@ -121,45 +135,45 @@ class Template:
         self._flags = (
             _HEADERS
             | _DELIVERY_MODE
+            | _MESSAGE_ID
             | (_CONTENT_TYPE if common.content_type is not None else 0)
             | (_TYPE if common.type is not None else 0)
             | (_APP_ID if common.app_id is not None else 0)
         )
         self._headers_size = len(self._headers)
         self._size = _CONTENT_BYTES + len(self._content_type) + self._headers_size + len(self._tail)
-        self._channel_number = 0
-        self._beginning = b""
+        self._expected: tuple[str, ...] = ()
+        self._terse: tuple[_Beginnings, ...] = ()
+        self._address(0)
 
     def encode(self, varying: Varying, body: bytes, channel_number: int, frame_max: int) -> bytes:
         """All frames of a message: method, content header, and as many of the body as it takes.
 
         Raises Unsendable; `frame_max` is the size of the largest frame, in bytes, as it was agreed with the broker.
         """
-        message_id, correlation_id, reply_to, timestamp, headers = varying
+        message_id, correlation_id, reply_to, timestamp, headers, names, texts = varying
         if channel_number != self._channel_number:
             self._address(channel_number)
+        if names is not self._expected:
+            self._expect(names)
         flags = self._flags
-        fields: list[bytes] = []
-        tail = [_PERSISTENT]
         try:
-            _put_headers(fields, headers, self._watched, self._names)
-            if correlation_id is not None:
-                flags |= _CORRELATION_ID
-                tail.append(_short(correlation_id))
-            if reply_to is not None:
-                if reply_to == DIRECT_REPLY:
-                    raise ValueError(f"{DIRECT_REPLY} is for those who wait for the reply on the same channel")
-                flags |= _REPLY_TO
-                tail.append(_short(reply_to))
-            flags |= _MESSAGE_ID
-            tail.append(_short(message_id))
+            try:
+                own = _put_terse(self._terse, texts)
+            except (IndexError, UnicodeEncodeError):
+                own = self._own_headers(dict(zip(names, texts, strict=True)))
+            if headers:
+                own += self._own_headers(headers)
+            ending = _short(message_id)
+            if correlation_id is not None or reply_to is not None:
+                conversing, conversation = _conversation(correlation_id, reply_to)
+                flags |= conversing
+                ending = conversation + ending
             if timestamp is not None:
                 flags |= _TIMESTAMP
-                tail.append(_u64(timestamp))
+                ending += _u64(timestamp)
         except (UnicodeError, ValueError, StructError, OverflowError) as error:
             raise _unencodable(f"message {message_id!r}", error) from None
-        own = b"".join(fields)
-        ending = b"".join(tail)
         own_size, body_size = len(own), len(body)
         size = self._size + own_size + len(ending)
         payload_max = frame_max - FRAME_OVERHEAD
@@ -169,28 +183,52 @@ class Template:
                 f"a frame of this broker has room for {payload_max:,}",
                 Flaw.TOO_LARGE,
             )
-        pieces = (
-            self._beginning,
-            _content(size, _BASIC, 0, body_size, flags),
-            self._content_type,
-            _u32(self._headers_size + own_size),
-            self._headers,
-            own,
-            ending,
-            self._tail,
-            _END,
+        table_size = self._headers_size + own_size
+        head = self._head(
+            self._beginning, size, _BASIC, 0, body_size, flags, self._content_type, table_size, self._headers
         )
-        if body_size > payload_max:
-            return b"".join((*pieces, *_body_frames(body, channel_number, payload_max)))
-        if not body_size:
-            return b"".join(pieces)
-        return b"".join((*pieces, _frame(_BODY, channel_number, body_size), body, _END))
+        if 0 < body_size <= payload_max:
+            between = _next_frame(_END, _BODY, channel_number, body_size)
+            return b"".join((head, own, _PERSISTENT, ending, self._tail, between, body, _END))
+        bodies = _body_frames(body, channel_number, payload_max)
+        return b"".join((head, own, _PERSISTENT, ending, self._tail, _END, *bodies))
 
     def _address(self, channel_number: int) -> None:
-        """What the frames on this channel begin with: all of the method frame, and the next one up to its size."""
+        """What the frames on this channel begin with: all of the method frame, and the next one up to its size.
+
+        Behind that, `_head` packs the header frame up to a message's own headers: its size; class, weight, size of the
+        body, flags; the content type; the size of all headers, and those that are the template's.
+        """
         method = _frame(_METHOD, channel_number, len(self._publish)) + self._publish + _END
         self._beginning = method + _frame(_HEADER, channel_number, 0)[:3]
+        beginning, content_type = len(self._beginning), len(self._content_type)
+        self._head = Struct(f">{beginning}sIHHQH{content_type}sI{self._headers_size}s").pack
         self._channel_number = channel_number
+
+    def _expect(self, names: tuple[str, ...]) -> None:
+        """Messages with headers of these names come, perhaps many of them."""
+        self._terse = tuple(() if name in self._watched else _terse(name) for name in names)
+        self._expected = names
+
+    def _own_headers(self, headers: Mapping[str, HeaderValue]) -> bytes:
+        """A message's own headers, but for those that the template has."""
+        pieces: list[bytes] = []
+        _put_headers(pieces, headers, self._watched, self._names)
+        return b"".join(pieces)
+
+
+def _conversation(correlation_id: str | None, reply_to: str | None) -> tuple[int, bytes]:
+    """What few messages have: the flags and the values of these properties."""
+    flags, values = 0, b""
+    if correlation_id is not None:
+        flags |= _CORRELATION_ID
+        values += _short(correlation_id)
+    if reply_to is not None:
+        if reply_to == DIRECT_REPLY:
+            raise ValueError(f"{DIRECT_REPLY} is for those who wait for the reply on the same channel")
+        flags |= _REPLY_TO
+        values += _short(reply_to)
+    return flags, values
 
 
 def _unencodable(what: str, error: Exception) -> Unsendable:
@@ -243,6 +281,25 @@ the message becomes a dead letter. Found by trying values of all types, with que
 def _text_header(name: str) -> bytes:
     """What a header that is text begins with, up to its length."""
     return _short(name) + b"S"
+
+
+@lru_cache(TERSE_NAMES_CACHED)
+def _terse(name: str) -> _Beginnings:
+    """What a header of this name begins with when its text is terse."""
+    if not name.isascii() or len(name) > TERSE_CHARACTERS:
+        return ()
+    return tuple(f"{chr(len(name))}{name}S\0\0\0{chr(length)}" for length in range(TERSE_CHARACTERS + 1))
+
+
+def _put_terse(terse: tuple[_Beginnings, ...], texts: tuple[str, ...]) -> bytes:
+    """Headers that are terse. Raises IndexError or UnicodeEncodeError when one of them is not."""
+    if len(texts) == 5:  # as a CloudEvent has them: without a loop that takes less than half of the time
+        a, b, c, d, e = texts
+        to_a, to_b, to_c, to_d, to_e = terse
+        headers = f"{to_a[len(a)]}{a}{to_b[len(b)]}{b}{to_c[len(c)]}{c}{to_d[len(d)]}{d}{to_e[len(e)]}{e}"
+    else:
+        headers = "".join([beginning[len(text)] + text for beginning, text in zip(terse, texts, strict=True)])
+    return headers.encode("ascii")
 
 
 def _put_headers(

@@ -62,6 +62,11 @@ class Varying(NamedTuple):
     reply_to: str | None
     timestamp: int | None
     headers: Mapping[str, HeaderValue]
+    names: tuple[str, ...] = ()
+    """Of further headers, which are text. None of them is in `headers`. They are encoded once for all messages that
+    bring the same tuple: not an equal one, the same."""
+    texts: tuple[str, ...] = ()
+    """The values of those, one for each name."""
 
 
 @dataclass(frozen=True, slots=True)

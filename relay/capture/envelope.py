@@ -50,7 +50,15 @@ _RESERVED: Final = frozenset(
 """What a row cannot say in the relay's place, not even where the relay says nothing. Readers of CloudEvents do not care
 for the case of these names."""
 
+_USUAL: Final = (CE_ID, CE_SEQUENCE, AGGREGATE_ID, CE_TIME, CE_PARTITIONKEY)
+_CERTAIN: Final = (CE_ID, CE_SEQUENCE, AGGREGATE_ID)
+_PLAIN: Final = (AGGREGATE_ID,)
+"""Names of headers that messages of one form bring along: nearly all CloudEvents, the others, plain ones."""
+
 _NO_HEADERS: Final = b"{}"
+_NOTHING: Final[dict[str, HeaderValue]] = {}
+"""Shared by all messages that have no more headers. Nobody changes it."""
+
 _LONGEST_INTEGER: Final = len(str(-(2**63)))
 
 _new: Final = tuple.__new__
@@ -90,25 +98,22 @@ class CloudEvents:
         )
 
     def varying(self, message: Message, position: Position) -> Varying:
-        """See Envelope. The hot path: every header costs a quarter of a microsecond, twice."""
+        """See Envelope. The hot path: a header that is not among the usual ones takes four times as long."""
         message_id, aggregate_id = message.id, message.aggregate_id
         seconds, time = _times(message.created_at)
-        headers: dict[str, HeaderValue] = {
-            CE_ID: message_id,
-            CE_SEQUENCE: SEQUENCE % position,
-            AGGREGATE_ID: aggregate_id,
-        }
-        if time:
-            headers[CE_TIME] = time
-        if aggregate_id:
-            headers[CE_PARTITIONKEY] = aggregate_id
-        if message.causation_id is not None:
-            headers[CAUSATION_ID] = message.causation_id
-        if message.operation is not None:
-            headers[OPERATION] = message.operation
+        headers = _NOTHING
         if message.headers != _NO_HEADERS:
-            headers = _with_trace(_own_headers(message)) | headers
-        return _new(Varying, (message_id, message.correlation_id, message.reply_to, seconds, headers))
+            headers = _with_trace(_own_headers(message))
+        if message.causation_id is not None or message.operation is not None:
+            headers = headers | _reasons(message)
+        names: tuple[str, ...] = _USUAL
+        texts: tuple[str, ...]
+        if time and aggregate_id:
+            texts = message_id, SEQUENCE % position, aggregate_id, time, aggregate_id
+        else:
+            names, texts = _CERTAIN, (message_id, SEQUENCE % position, aggregate_id)
+            headers = headers | _present({CE_TIME: time, CE_PARTITIONKEY: aggregate_id or None})
+        return _new(Varying, (message_id, message.correlation_id, message.reply_to, seconds, headers, names, texts))
 
 
 class Plain:
@@ -121,18 +126,14 @@ class Plain:
 
     def varying(self, message: Message, position: Position) -> Varying:
         """See Envelope."""
-        message_id = message.id
         seconds, _ = _times(message.created_at)
-        headers: dict[str, HeaderValue] = {AGGREGATE_ID: message.aggregate_id}
-        if message.causation_id is not None:
-            headers[CAUSATION_ID] = message.causation_id
-        if message.operation is not None:
-            headers[OPERATION] = message.operation
+        headers = _NOTHING
         if message.headers != _NO_HEADERS:
-            own = _parsed_headers(message)
-            own.pop(AGGREGATE_TYPE, None)
-            headers = own | headers
-        return _new(Varying, (message_id, message.correlation_id, message.reply_to, seconds, headers))
+            headers = _parsed_headers(message)
+        if message.causation_id is not None or message.operation is not None:
+            headers = headers | _reasons(message)
+        texts = (message.aggregate_id,)
+        return _new(Varying, (message.id, message.correlation_id, message.reply_to, seconds, headers, _PLAIN, texts))
 
 
 CLOUDEVENTS: Final[Envelope] = CloudEvents()
@@ -141,6 +142,15 @@ PLAIN: Final[Envelope] = Plain()
 ENVELOPES: Final[Mapping[str, Envelope]] = {"cloudevents": CLOUDEVENTS, "plain": PLAIN, "debezium": PLAIN}
 """By the names that a configuration has for them. A message of Debezium's is a plain one: what tells it is its body,
 and the header `key`, both of which its capture has written."""
+
+
+def _reasons(message: Message) -> dict[str, HeaderValue]:
+    """Why there is this message, as far as that is told."""
+    return _present({CAUSATION_ID: message.causation_id, OPERATION: message.operation})
+
+
+def _present(texts: Mapping[str, str | None]) -> dict[str, HeaderValue]:
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _own_headers(message: Message) -> dict[str, HeaderValue]:
@@ -163,7 +173,10 @@ def _with_trace(headers: dict[str, HeaderValue]) -> dict[str, HeaderValue]:
 
 
 def _parsed_headers(message: Message) -> dict[str, HeaderValue]:
-    """The row's headers. Numbers for which AMQP, or pika, has no exact type travel as the text that the row has."""
+    """The row's headers, without those that the relay has for every message.
+
+    Numbers for which AMQP, or pika, has no exact type travel as the text that the row has.
+    """
     try:
         headers: object = _parse(message.headers.decode())
     except RecursionError:
@@ -172,6 +185,8 @@ def _parsed_headers(message: Message) -> dict[str, HeaderValue]:
         raise HeadersError(f"the headers of {message} are not JSON in UTF-8") from None
     if not isinstance(headers, dict):
         raise HeadersError(f"the headers of {message} are no JSON object")
+    headers.pop(AGGREGATE_TYPE, None)
+    headers.pop(AGGREGATE_ID, None)
     return headers
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,13 +11,14 @@ from pathlib import Path
 import click
 import pytest
 
-from relay.broker.layout import HASH_TYPE, Binding, Found
+from relay.broker.layout import HASH_TYPE, Binding, Change, Found, Thing
 from relay.broker.management import HTTP_PORT, HTTPS_PORT, Management, ManagementAway
 from relay.cli import main
 from relay.cli.topology import topology
 from relay.config import load
 from relay.errors import ConfigError, ExitCode
 
+PAGE = Path(__file__).parents[2] / "docs/topology.md"
 VERBS = ("plan", "apply", "verify")
 TYPES = frozenset({"direct", "topic", "fanout", "headers", HASH_TYPE})
 
@@ -218,6 +220,22 @@ class TestApply:
         assert ended.code == ExitCode.OK
         assert "extra   binding" in ended.out
         assert json.loads(relay("apply", "--config", file, "--format", "json").out)["applied"] == []
+
+
+class TestDocs:
+    def test_the_file_that_is_shown_is_loaded_and_makes_what_the_page_says(self, tmp_path: Path) -> None:
+        (shown,) = re.findall(r"^```toml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        file = tmp_path / "relay.toml"
+        file.write_text(SOURCE + shown, encoding="utf-8")
+        layout = load(file).topology.layout()
+        assert {queue.name for queue in layout.queues} == {
+            *("audit", "audit.dead", "billing.dead", "billing.0", "billing.1", "billing.2", "billing.3")
+        }
+
+    @pytest.mark.parametrize("enum", [Change, Thing])
+    def test_every_word_of_a_difference_is_told(self, enum: type[Change] | type[Thing]) -> None:
+        told = (PAGE.parent / "cli.md").read_text(encoding="utf-8").partition("## relay topology")[2]
+        assert all(f"`{each}`" in told for each in enum)
 
 
 class TestMistakes:

@@ -16,7 +16,7 @@ import pytest
 from relay.broker.topology import EXCHANGES
 from relay.capture.outbox import COLUMNS
 from relay.cli.main import cli
-from relay.config import BrokerSettings, CaptureSettings, HttpSettings, Settings, SourceSettings, load
+from relay.config import BrokerSettings, CaptureSettings, HttpSettings, Settings, SourceSettings, TopologySettings, load
 from relay.errors import ExitCode
 from relay.wal.lag import Lag
 
@@ -84,9 +84,10 @@ def options(verb: click.Command) -> dict[str, str | None]:
 
 def settings() -> Iterator[str]:
     """Every setting of the tree, sources numbered N."""
-    assert set(Settings.model_fields) == {"broker", "http", "source"}
+    assert set(Settings.model_fields) == {"broker", "http", "topology", "source"}
     yield from (f"broker.{name}" for name in BrokerSettings.model_fields)
     yield from (f"http.{name}" for name in HttpSettings.model_fields)
+    yield from (f"topology.{name}" for name in TopologySettings.model_fields)
     yield from (f"source.N.{name}" for name in SourceSettings.model_fields)
 
 

@@ -16,6 +16,7 @@ from relay.broker.properties import HeaderValue, Properties, Varying
 from tests.unit.fake_channel import FRAME_MAX, frames_of, messages_of
 
 CHANNEL = 7
+LONG = "n" * (SHORT_BYTES + 1)
 FRAME_MIN = 4096
 """The smallest frame_max that AMQP allows."""
 
@@ -44,7 +45,17 @@ commons = st.builds(
     app_id=st.none() | texts,
     headers=headers,
 )
-varyings = st.builds(
+further = st.dictionaries(own_names, texts | st.text("az", min_size=120, max_size=260), max_size=6)
+"""Headers that come as names and texts."""
+
+
+def apart(varying: Varying, said: dict[str, str]) -> Varying:
+    """With further headers, whose names are none of its other headers."""
+    others = {name: value for name, value in varying.headers.items() if name not in said}
+    return varying._replace(headers=others, names=tuple(said), texts=tuple(said.values()))
+
+
+plain_varyings = st.builds(
     Varying,
     message_id=texts,
     correlation_id=st.none() | texts,
@@ -52,6 +63,7 @@ varyings = st.builds(
     timestamp=st.none() | st.integers(0, (1 << 64) - 1),
     headers=headers,
 )
+varyings = st.builds(apart, plain_varyings, further)
 
 
 def encode(
@@ -68,10 +80,8 @@ def encode(
 
 def pikas(common: Properties, varying: Varying) -> BasicProperties:
     """What pika would be given for this message."""
-    said: Any = {
-        **common.headers,
-        **{name: value for name, value in varying.headers.items() if name not in common.headers},
-    }
+    own = {**dict(zip(varying.names, varying.texts, strict=True)), **varying.headers}
+    said: Any = {**common.headers, **{name: value for name, value in own.items() if name not in common.headers}}
     return BasicProperties(
         content_type=common.content_type,
         headers=said,
@@ -134,6 +144,58 @@ def test_a_message_cannot_replace_a_header_that_the_template_has() -> None:
     assert sent.properties.headers == {**COMMON.headers, "own": 1}
 
 
+NAMES = ("ce-id", "ce-sequence", "aggregate_id", "ce-time", "ce-partitionkey")
+TEXTS = ("id-1", "0" * 33, "7", "2025-06-01T12:00:00Z", "7")
+
+
+def with_texts(*texts: str, names: tuple[str, ...] = NAMES) -> Varying:
+    return VARYING._replace(names=names, texts=texts, headers={"attempt": 2})
+
+
+@pytest.mark.parametrize("count", range(len(NAMES) + 1))
+@pytest.mark.parametrize("text", ["", "x", "x" * 127, "x" * 128, "x" * 255, "x" * 256, "", "", "naïve ✓"])
+def test_texts_under_names_that_many_messages_share_are_headers_like_others(count: int, text: str) -> None:
+    """Short ones in ASCII take another way than the rest."""
+    names = NAMES[:count]
+    (sent,) = messages_of(encode(varying=with_texts(*TEXTS[:count], names=names)))
+    assert sent.properties.headers == {**COMMON.headers, **dict(zip(names, TEXTS, strict=False)), "attempt": 2}
+    for place in range(count):
+        said = (*TEXTS[:place], text, *TEXTS[place + 1 : count])
+        (sent,) = messages_of(encode(varying=with_texts(*said, names=names)))
+        assert sent.properties.headers == {**COMMON.headers, **dict(zip(names, said, strict=True)), "attempt": 2}
+
+
+@pytest.mark.parametrize("name", ["", "n" * 127, "n" * 128, "n" * SHORT_BYTES, "naïve", "€" * 85])
+def test_any_name_may_be_one_that_many_messages_share(name: str) -> None:
+    for names, said in (((name,), ("x",)), ((*NAMES[:4], name), TEXTS)):
+        (sent,) = messages_of(encode(varying=with_texts(*said, names=names)))
+        assert sent.properties.headers[name] == said[-1]
+
+
+def test_messages_with_other_names_take_turns() -> None:
+    template = Template("relay.events", "order.OrderCreated", COMMON)
+    for names in (NAMES, NAMES[:3], (), NAMES, ("one", "two", "three", "four", "five")):
+        varying = with_texts(*TEXTS[: len(names)], names=names)
+        (sent,) = messages_of(template.encode(varying, b"{}", CHANNEL, FRAME_MAX))
+        assert sent.properties == pikas(COMMON, varying)
+
+
+def test_a_shared_name_that_the_template_has_is_left_out() -> None:
+    names = ("ce-id", "ce-source", "aggregate_id", "ce-time", "ce-partitionkey")
+    (sent,) = messages_of(encode(varying=with_texts(*TEXTS, names=names)))
+    assert sent.properties.headers["ce-source"] == "shop"
+    assert sent.properties.headers.keys() == {*COMMON.headers, *names, "attempt"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("CC", "customers"), ("x-amqp-1.0-footer", ""), (LONG, "x"), ("\ud800", "x"), ("text", "\ud800")]
+)
+def test_shared_names_and_texts_that_amqp_cannot_express_are_refused(name: str, text: str) -> None:
+    for names, said in (((name,), (text,)), ((*NAMES[:4], name), (*TEXTS[:4], text))):
+        with pytest.raises(Unsendable, match="message 'id-1' does not fit into AMQP"):
+            encode(varying=with_texts(*said, names=names))
+
+
 def test_a_fraction_travels_as_a_double() -> None:
     encoded = encode(varying=VARYING._replace(headers={"ratio": 0.5}))
     assert b"\x05ratiod" + struct.pack(">d", 0.5) in encoded
@@ -158,7 +220,6 @@ def nested(depth: int, kind: type[list[Any]] | type[dict[str, Any]]) -> HeaderVa
     return value
 
 
-LONG = "n" * (SHORT_BYTES + 1)
 UNENCODABLE: dict[str, dict[str, HeaderValue]] = {
     "a name of 256 bytes": {LONG: "x"},
     "a name of 256 bytes with a number": {LONG: 1},

@@ -41,14 +41,15 @@ both = pytest.mark.parametrize("form", [CLOUDEVENTS, PLAIN], ids=["cloudevents",
 def envelope(message: Message, source: str, form: Envelope = CLOUDEVENTS, position: Position = POSITION) -> Properties:
     """Both parts of it, as they leave together."""
     constant, own = form.common(message, source), form.varying(message, position)
-    assert not constant.headers.keys() & own.headers.keys()
+    texts: dict[str, HeaderValue] = dict(zip(own.names, own.texts, strict=True))
+    assert len({*constant.headers, *own.headers, *texts}) == len(constant.headers) + len(own.headers) + len(own.names)
     return replace(
         constant,
         message_id=own.message_id,
         correlation_id=own.correlation_id,
         reply_to=own.reply_to,
         timestamp=own.timestamp,
-        headers={**constant.headers, **own.headers},
+        headers={**constant.headers, **own.headers, **texts},
     )
 
 
@@ -245,6 +246,22 @@ def test_a_message_of_a_time_that_amqp_cannot_tell_leaves_without_one(created_at
 @pytest.mark.parametrize("created_at", NO_TIMES)
 def test_an_event_of_a_time_that_the_internet_cannot_tell_leaves_without_one(created_at: str) -> None:
     assert "ce-time" not in envelope(COMMAND._replace(created_at=created_at), "shop").headers
+
+
+@both
+def test_headers_that_every_message_has_are_named_once_for_all_of_them(form: Envelope) -> None:
+    """The encoder knows them again because it is the very same tuple."""
+    other = COMMAND._replace(id="another", aggregate_id="8", headers=b"{}", operation=None, created_at="2026-01-01")
+    assert form.varying(other, POSITION).names is form.varying(COMMAND, POSITION).names
+
+
+@both
+def test_headers_of_one_message_do_not_turn_up_in_the_next(form: Envelope) -> None:
+    bare = COMMAND._replace(headers=b"{}", causation_id=None, operation=None)
+    before = envelope(bare, "shop", form)
+    for other in (COMMAND, bare._replace(operation=""), bare._replace(created_at="", aggregate_id="")):
+        assert envelope(other, "shop", form) != before
+        assert envelope(bare, "shop", form) == before
 
 
 def test_more_times_than_are_remembered_are_told_right() -> None:
