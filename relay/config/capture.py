@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from relay.broker.properties import JSON
 from relay.capture import columns as row_columns
 from relay.capture.debezium import DebeziumSettings
 from relay.capture.message import OUTBOX
@@ -97,14 +98,21 @@ class _Wrapped(_Capture):
         return envelope
 
 
-class OutboxCapture(_Wrapped):
+class _Rows(_Wrapped):
+    """A capture of rows that are messages already."""
+
+    columns: Columns = Field(default_factory=dict)
+    """Where the parts of a message are; nothing for a table whose columns are named as those of the relay's own."""
+    content_type: str = Field(default=JSON, min_length=1, max_length=255)
+    """Of the bodies."""
+    snapshot: Snapshot = Snapshot.INITIAL
+
+
+class OutboxCapture(_Rows):
     """Rows of relay.outbox, or of another table that somebody writes messages to."""
 
     kind: Literal["outbox"]
     table: Table = "relay.outbox"
-    columns: Columns = Field(default_factory=dict)
-    """Where the parts of a message are; nothing for a table whose columns are named as those of relay.outbox."""
-    snapshot: Snapshot = Snapshot.INITIAL
 
     @model_validator(mode="after")
     def _leaves_its_own_alone(self) -> "OutboxCapture":
@@ -120,14 +128,11 @@ class LogicalCapture(_Wrapped):
     prefix: str = Field(default="relay.outbox", min_length=1)
 
 
-class EventStoreCapture(_Wrapped):
+class EventStoreCapture(_Rows):
     """Rows of an append-only table of events."""
 
     kind: Literal["event_store"]
     table: Table = "relay.event_store"
-    columns: Columns = Field(default_factory=dict)
-    """As for an outbox; nothing for a table that looks like relay.event_store."""
-    snapshot: Snapshot = Snapshot.INITIAL
 
 
 class TableCapture(_Capture):

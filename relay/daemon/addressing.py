@@ -6,6 +6,7 @@ from relay.capture.envelope import ENVELOPES, Envelope
 from relay.capture.message import Kind
 from relay.capture.routing import Address, Routing
 from relay.config import BrokerSettings, RouteSettings, SourceSettings
+from relay.config.capture import EventStoreCapture, OutboxCapture
 
 
 def routing(broker: BrokerSettings, source: SourceSettings) -> Routing:
@@ -22,6 +23,11 @@ def routing(broker: BrokerSettings, source: SourceSettings) -> Routing:
 def envelopes(source: SourceSettings) -> Mapping[str, Envelope]:
     """The envelope of each capture, by its name."""
     return {one.name: ENVELOPES[one.envelope] for one in source.capture}
+
+
+def content_types(source: SourceSettings) -> Mapping[str, str]:
+    """The content type of each capture whose bodies are the application's own rows, by its name."""
+    return {one.name: one.content_type for one in source.capture if isinstance(one, OutboxCapture | EventStoreCapture)}
 
 
 def _address(route: RouteSettings) -> Address:

@@ -11,7 +11,7 @@ from relay.broker.layout import Partitioned
 from relay.broker.publisher import Outcome, Unsendable
 from relay.capture.message import NO_CAPTURE, HeadersError, Kind, Lane, Malformed, Message
 from relay.config import BrokerSettings, OnUnroutable, Ordering, SourceSettings
-from relay.daemon.addressing import envelopes, routing
+from relay.daemon.addressing import content_types, envelopes, routing
 from relay.daemon.lines import Lines
 from relay.daemon.parking import Parking
 from relay.daemon.progress import Transaction
@@ -91,7 +91,11 @@ class Outlet:
         self._log = log
         self._max_message_bytes = broker.max_message_bytes
         self._routes = Routes(
-            source.name, routing(broker, source), envelopes(source), DEFAULT_POLICIES | dict(broker.on_unroutable)
+            source.name,
+            routing(broker, source),
+            envelopes(source),
+            DEFAULT_POLICIES | dict(broker.on_unroutable),
+            content_types(source),
         )
         self._lines = Lines(strict=source.ordering is Ordering.STRICT)
         self._released: deque[Sending] = deque()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final, TypeAlias
 
@@ -69,10 +69,12 @@ class Routes:
         routing: Routing,
         envelopes: Mapping[str, Envelope],
         on_unroutable: Mapping[str, OnUnroutable],
+        content_types: Mapping[str, str] | None = None,
     ) -> None:
-        """`envelopes` are by the names of captures. A message of another one, which was parked before the configuration
-        changed, leaves as CloudEvents.
+        """`envelopes` and `content_types` are by the names of captures. A message of another one, which was parked
+        before the configuration changed, leaves as CloudEvents, and as JSON.
         """
+        self._content_types = content_types or {}
         self._source = source
         self._routing = routing
         self._envelopes = envelopes
@@ -117,7 +119,9 @@ class Routes:
 
     def _made(self, message: Message, exchange: str, routing_key: str) -> Route:
         envelope = self._envelopes.get(message.capture, CLOUDEVENTS)
-        template = Template(exchange, routing_key, envelope.common(message, self._source))
+        common = envelope.common(message, self._source)
+        common = replace(common, content_type=self._content_types.get(message.capture, common.content_type))
+        template = Template(exchange, routing_key, common)
         policy = self._on_unroutable.get(message.type) or self._on_unroutable[message.kind]
         route = Route(template, policy, envelope)
         route.doubt()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -42,7 +43,8 @@ class Source:
     def parked(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """`relay parked` with these arguments."""
         command = [sys.executable, "-m", "relay", "parked", *arguments, "--config", str(self._file)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        environment = os.environ | {"RELAY_BROKER__URL": self._url}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def run(self, *statements: str) -> None:
         """Each statement in a transaction of its own, as the owner of the tables."""
@@ -336,6 +338,26 @@ async def test_what_is_no_message_cannot_be_replayed_and_can_be_dropped(
         assert database.value("SELECT count(*) FROM relay.parked") == 0
     assert (replaying.returncode, dropping.returncode) == (1, 0), replaying.stdout + replaying.stderr
     assert not box.deliveries
+
+
+async def test_a_body_may_be_any_bytes_and_keeps_them_also_while_it_is_parked(
+    source: Source, database: Database, vhost: VirtualHost
+) -> None:
+    source.run("CREATE TABLE public.raw (aggregate_type text, aggregate_id text, type text, payload bytea, id uuid)")
+    capture = '[[source.capture]]\nkind = "outbox"\ntable = "public.raw"\ncontent_type = "application/avro"\n'
+    parking = '[broker.on_unroutable]\nevent = "park"\n'
+    row = "INSERT INTO public.raw VALUES ('order', '{}', 'Created', '\\x00ff80', gen_random_uuid())"
+    async with source.relay(capture, parking) as relay:
+        await relay.until("streaming")
+        source.run(row.format(1))
+        await eventually(lambda: database.value("SELECT count(*) FROM relay.parked") == 1)
+        async with mailbox(vhost.url) as box:
+            source.run(row.format(2))
+            await box.until_count(1)
+            assert (await asyncio.to_thread(source.parked, "replay", "--aggregate", "order/1")).returncode == 0
+            deliveries = await box.until_count(2)
+    assert [delivery.body for delivery in deliveries] == [b"\x00\xff\x80"] * 2
+    assert {delivery.properties.content_type for delivery in deliveries} == {"application/avro"}
 
 
 async def test_a_message_goes_where_its_type_then_its_capture_then_its_kind_says(
