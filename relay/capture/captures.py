@@ -11,6 +11,7 @@ from relay.capture.outbox import SCHEMA, TABLE, OutboxCapture
 from relay.capture.rows import RowCapture
 from relay.capture.table import TableCapture
 from relay.wal.lsn import NOWHERE, Lsn
+from relay.wal.pattern import TablePattern
 from relay.wal.pgoutput import Begin, Commit, Delete, Insert, LogicalMessage, Relation, Truncate, Update
 from relay.wal.pgtype import PgType
 from relay.wal.table import TableName
@@ -38,11 +39,17 @@ class Captures:
         logical: Sequence[LogicalCapture] = (),
         since: Mapping[TableName, Lsn] | None = None,
         on_ignored: Callable[[], None] = lambda: None,
+        *,
+        oids: Mapping[int, TableName] | None = None,
+        patterns: Sequence[tuple[TablePattern, Captured]] = (),
     ) -> None:
         """`since`: what of a table committed before that position is in a copy that was published already.
 
-        `on_ignored` is called for each change that no capture is for.
+        `on_ignored` is called for each change that no capture is for. `oids` tell the tables whose changes come under
+        an older name, and `patterns` those that are gone by now.
         """
+        self._oids = dict(oids or {})
+        self._patterns = tuple(patterns)
         self._system_identifier = system_identifier
         self._tables = dict(tables)
         self._logical = {capture.prefix: capture for capture in logical}
@@ -74,10 +81,11 @@ class Captures:
     def describe(self, relation: Relation) -> bool:
         """The table looks like this from here on. True when `learn` has to follow. Raises CaptureError.
 
-        A table that is renamed is still the one that was captured.
+        A table that is renamed is still the one that was captured: by its oid, which also tells it from another one
+        that takes its name.
         """
-        name = TableName(relation.namespace, relation.name)
-        capture = self._tables.get(name) or self._known.get(relation.oid)
+        name = self._oids.setdefault(relation.oid, TableName(relation.namespace, relation.name))
+        capture = self._tables.get(name) or self._by_pattern(name)
         if capture is None:
             return False
         self._known[relation.oid] = capture
@@ -92,7 +100,11 @@ class Captures:
         """The types of the columns of a table that is described, and its primary key. Raises CaptureError."""
         capture = self._known[relation.oid]
         if isinstance(capture, TableCapture):
-            capture.describe(relation, types, primary_key)
+            capture.describe(relation, types, primary_key, self._oids[relation.oid])
+
+    def _by_pattern(self, name: TableName) -> Captured | None:
+        """The capture of a table that was dropped before the stream came to its changes."""
+        return next((capture for pattern, capture in self._patterns if pattern.covers(name)), None)
 
     def messages(self, change: Change, lsn: Lsn) -> Sequence[Message]:
         """The messages of a change that lies at `lsn`, in their order. Raises Malformed or another CaptureError."""

@@ -85,13 +85,24 @@ class TableCapture:
         self._writer = writer
         self._tables: dict[int, _Table] = {}
 
-    def describe(self, relation: Relation, types: Mapping[int, PgType], primary_key: Sequence[str]) -> None:
+    def describe(
+        self,
+        relation: Relation,
+        types: Mapping[int, PgType],
+        primary_key: Sequence[str],
+        captured_as: TableName | None = None,
+    ) -> None:
         """The table looks like this from here on. `primary_key` matters where the replica identity is FULL.
+
+        `captured_as` is the name under which it is captured, if it has another by now: what is excluded stays so.
 
         Raises CaptureError when a column of the key is excluded.
         """
         name = TableName(relation.namespace, relation.name)
-        excluded = {column.name for column in relation.columns if self._is_excluded(name, column.name)}
+        names = {name, captured_as or name}
+        excluded = {
+            column.name for column in relation.columns if any(self._is_excluded(one, column.name) for one in names)
+        }
         key = _key(relation, primary_key)
         if key & excluded:
             raise CaptureError(

@@ -1,6 +1,6 @@
 """What a source captures: its settings, resolved against the tables of its database."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
@@ -23,8 +23,9 @@ from relay.errors import ConfigError
 from relay.wal.connection import database
 from relay.wal.identity import verify_exclusions
 from relay.wal.lsn import Lsn
+from relay.wal.pattern import TablePattern
 from relay.wal.publication import Wanted
-from relay.wal.selection import matching_tables
+from relay.wal.selection import matching_tables, table_oids
 from relay.wal.table import TableName
 
 OWN_OUTBOX = "relay.outbox"
@@ -38,26 +39,21 @@ class Capturing:
 
     source: SourceSettings
     tables: Mapping[TableName, TableSettings] = field(default_factory=dict)
+    oids: Mapping[TableName, int] = field(default_factory=dict)
 
     @classmethod
     async def resolve(cls, connection: AsyncConnection[TupleRow], source: SourceSettings) -> Self:
-        """Look up which tables there are. Raises SourceError for one that cannot be captured, or ConfigError."""
-        tables: dict[TableName, TableSettings] = {}
+        """Look up which tables there are. Raises SourceError for one that cannot be captured, or ConfigError.
+
+        A table that is named counts before all of a schema: an outbox may lie beside the tables of `public.*`.
+        """
+        named = await _found(connection, source, whole_schemas=False)
+        tables = await _found(connection, source, whole_schemas=True, but=named) | named
         for capture in source.capture:
-            if isinstance(capture, settings.LogicalCapture):
-                continue
-            patterns = capture.tables if isinstance(capture, settings.TableCapture) else (capture.table,)
-            for table in sorted(await matching_tables(connection, patterns)):
-                if table in tables:
-                    names = f"{tables[table].name} and {capture.name}"
-                    raise ConfigError(
-                        f"{table} is captured twice, by {names}", "A table has one capture: leave one out."
-                    )
-                tables[table] = capture
             if isinstance(capture, settings.TableCapture):
                 own = [table for table, one in tables.items() if one is capture]
                 await verify_exclusions(connection, own, capture.exclude_columns)
-        return cls(source, tables)
+        return cls(source, tables, await table_oids(connection, tables))
 
     @property
     def wanted(self) -> Wanted:
@@ -73,6 +69,12 @@ class Capturing:
         self, system_identifier: str, since: Mapping[TableName, Lsn], on_ignored: Callable[[], None]
     ) -> Captures:
         """The captures, for one stream."""
+        schemas = [
+            (TablePattern.parse(pattern), capture.name)
+            for capture in self.source.capture
+            if isinstance(capture, settings.TableCapture)
+            for pattern in capture.tables
+        ]
         by_name = {capture.name: capture for capture in self.tables.values()}
         made = {name: self._capture(capture) for name, capture in by_name.items()}
         logical = [
@@ -81,7 +83,9 @@ class Capturing:
             if isinstance(capture, settings.LogicalCapture)
         ]
         tables = {table: made[capture.name] for table, capture in self.tables.items()}
-        return Captures(system_identifier, tables, logical, since, on_ignored)
+        oids = {self.oids[table]: table for table in tables}
+        patterns = [(pattern, made[name]) for pattern, name in schemas if name in made]
+        return Captures(system_identifier, tables, logical, since, on_ignored, oids=oids, patterns=patterns)
 
     def capture_of(self, table: TableName) -> Captured:
         """A capture for one table alone."""
@@ -100,3 +104,25 @@ class Capturing:
             return NativeWriter()
         given = DebeziumSettings.parse(capture.debezium)
         return DebeziumWriter(given, self.source.name, database(self.source.dsn.get_secret_value()), __version__)
+
+
+async def _found(
+    connection: AsyncConnection[TupleRow],
+    source: SourceSettings,
+    *,
+    whole_schemas: bool,
+    but: Collection[TableName] = (),
+) -> dict[TableName, TableSettings]:
+    """The tables that are captured because they are named, or because all of their schema are."""
+    found: dict[TableName, TableSettings] = {}
+    for capture in source.capture:
+        if isinstance(capture, settings.LogicalCapture):
+            continue
+        patterns = capture.tables if isinstance(capture, settings.TableCapture) else (capture.table,)
+        meant = [pattern for pattern in patterns if (TablePattern.parse(pattern).name is None) == whole_schemas]
+        for table in sorted(await matching_tables(connection, meant) - set(but)):
+            other = found.setdefault(table, capture)
+            if other is not capture:
+                hint = "A table has one capture: leave one out."
+                raise ConfigError(f"{table} is captured twice, by {other.name} and {capture.name}", hint)
+    return found

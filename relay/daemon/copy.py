@@ -40,12 +40,11 @@ class Copy:
         await self._connection.execute("SET LOCAL row_security = off")
 
     async def messages(
-        self, table: TableName, capture: Captured, first: int, copy_id: str
-    ) -> AsyncIterator[tuple[int, Message | Malformed]]:
-        """The messages of a table's rows, and their number among all that are copied.
+        self, table: TableName, capture: Captured, copy_id: str
+    ) -> AsyncIterator[tuple[int | None, Message | Malformed]]:
+        """The messages of a table's rows, those of relay.outbox with their `seq`.
 
-        Rows of relay.outbox are numbered by their `seq`; others from `first` on. `capture` is for this table alone;
-        `copy_id` tells this copy of it from others.
+        `capture` is for this table alone; `copy_id` tells this copy of it from others.
         """
         relation = await describe(self._connection, table)
         if isinstance(capture, TableCapture):
@@ -54,13 +53,11 @@ class Copy:
             capture.describe(relation)
         names = [column.name for column in relation.columns]
         order = [column for column in _order(capture) if column in names]
-        number = first - 1
-        taken_at = datetime.now(UTC)
+        origin = Origin(copy_id, 0, NOWHERE, NOWHERE, 0, datetime.now(UTC), None)
         async for row in self._rows(table, names, order):
-            number = int(str(_text(row[names.index(SEQ)]))) if isinstance(capture, OutboxCapture) else number + 1
-            origin = Origin(copy_id, 0, NOWHERE, NOWHERE, number, taken_at, None)
+            seq = int(_text(row[names.index(SEQ)])) if isinstance(capture, OutboxCapture) else None
             for message in _messages(capture, relation, row, origin):
-                yield number, message
+                yield seq, message
 
     async def _rows(self, table: TableName, names: list[str], order: list[str]) -> AsyncIterator[Row]:
         """By COPY, whose text is that of pgoutput: a cast to text is another one for some types."""

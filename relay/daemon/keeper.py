@@ -10,8 +10,10 @@ from psycopg.rows import TupleRow
 from relay.daemon.outlet import Outlet
 from relay.daemon.parking import Parking
 from relay.daemon.progress import Progress
+from relay.errors import SourceAway
 from relay.wal.checkpoint import write_progress
 from relay.wal.connection import listen
+from relay.wal.lsn import Lsn, format_lsn
 from relay.wal.slot import verify_asynchronous
 
 CHECKPOINT_EVERY_S: Final = 1.0
@@ -36,7 +38,10 @@ class Keeper:
         outlet: Outlet,
         progress: Progress,
         parking: Parking,
+        until: Lsn | None = None,
     ) -> None:
+        """`until`: the source is to be prepared anew once everything before this position is settled."""
+        self._until = until
         self._control = control
         self._name = name
         self._slot = slot
@@ -50,7 +55,8 @@ class Keeper:
         """Write every CHECKPOINT_EVERY_S, until cancelled or until the connection ends.
 
         The connection is listened to all the while: it is the one that PostgreSQL closes when it is told to shut down,
-        whereas it would wait for the replication connection as long as that answers. Raises SynchronousStandby.
+        whereas it would wait for the replication connection as long as that answers. Raises SynchronousStandby, or
+        SourceAway when `until` is passed.
         """
         while True:
             if await listen(self._control, CHECKPOINT_EVERY_S):
@@ -59,6 +65,8 @@ class Keeper:
                 await self._verify()
             self._outlet.show()
             await self.write_news()
+            if self._until is not None and self._progress.safe >= self._until:
+                raise SourceAway(f"{format_lsn(self._until)} is passed", "Plain tables are captured from now on.")
 
     async def _verify(self) -> None:
         """Raise SynchronousStandby when PostgreSQL lets every COMMIT wait for the relay."""

@@ -102,7 +102,7 @@ class Session:
                 raise SourceAway(f"slot {self._source.slot} was dropped just now")
             await stream.start(self._source.slot, prepared.publications)
             pump = Pump(stream, outlet, slot.confirmed_flush_lsn, prepared.captures, descriptions, self._log)
-            keeper = Keeper(control, self._label, self._source.slot, outlet, pump.progress, parking)
+            keeper = Keeper(control, self._label, self._source.slot, outlet, pump.progress, parking, prepared.until)
             beside.add(pump.report(await _status_interval(control)), keeper.run(), self._partitions(pump).run())
             await self._flow(beside, outlet, pump, keeper)
 

@@ -13,18 +13,27 @@ from relay.daemon.outlet import Outlet
 from relay.daemon.status import SourceStatus
 from relay.daemon.status import State as Standing
 from relay.log import SourceLog
-from relay.wal.captured import Captured, begun, forget_captured, read_captured, write_captured
+from relay.wal.captured import Captured, begun, read_captured, write_captured
 from relay.wal.captured import State as TableState
-from relay.wal.checkpoint import State, read_checkpoint, write_state
+from relay.wal.checkpoint import Checkpoint, State, read_checkpoint, write_state, write_tables_since
 from relay.wal.connection import address, database, fetch_one, listen
-from relay.wal.lsn import format_lsn
-from relay.wal.publication import PublicationMissing, ensure_publications, publication_names, read_publication
-from relay.wal.slot import SlotMissing, drop_slot, find_slot
+from relay.wal.lsn import Lsn, format_lsn
+from relay.wal.publication import (
+    PublicationMissing,
+    ensure_publications,
+    publication_names,
+    read_publication,
+    tables_publication,
+)
+from relay.wal.slot import Slot, SlotMissing, drop_slot, find_slot
 from relay.wal.stream import Stream
 from relay.wal.table import TableName
 
 STANDBY_POLL_S: Final = 1.0
 """How often a second instance looks whether the first is gone."""
+
+FORGIVES_YOUNG: Final = 180000
+"""From this version of PostgreSQL on, a publication may be younger than what a slot has still to decode."""
 
 LOCK_CLASS: Final = 0x72656C79
 """First half of the advisory lock that the active relay of a slot holds. (The letters "rely".)"""
@@ -35,6 +44,8 @@ class Prepared(NamedTuple):
 
     captures: Captures
     publications: tuple[str, ...]
+    until: Lsn | None
+    """There is a publication that can be streamed only from here on: then everything is to be prepared anew."""
 
 
 class Start:
@@ -73,56 +84,88 @@ class Start:
             since = f" after {format_lsn(checkpoint.flush_lsn)}" if checkpoint.flush_lsn else ""
             raise SlotMissing(f"slot {self._slot} is gone: what was committed{since} may not have been published")
         copier = Copier(self._source, self._control, capturing, outlet, self._log)
+        until = None
         if slot is not None and (checkpoint is None or checkpoint.state is State.STREAMING):
             slot.verify(database(self._dsn))
-            await self._go_on(copier, capturing, adopts=checkpoint is None)
+            until = await self._go_on(copier, capturing, slot, checkpoint)
         else:
-            if slot is not None:
-                slot.verify_owner(database(self._dsn))
-                await drop_slot(self._control, self._slot)
-            await self._first_start(stream, copier, capturing)
+            await self._first_start(stream, copier, capturing, slot)
         captured = await read_captured(self._control, self._slot)
         copied = {table: one.since for table, one in captured.items() if one.since is not None}
+        names = publication_names(self._source.publication, capturing.wanted)
         return Prepared(
             capturing.captures(system_identifier, copied, self._status.change_ignored),
-            publication_names(self._source.publication, capturing.wanted),
+            names if until is None else names[:1],
+            until,
         )
 
-    async def _go_on(self, copier: Copier, capturing: Capturing, *, adopts: bool) -> None:
-        """There is a slot. What is captured may have changed since the last start.
+    async def _go_on(
+        self, copier: Copier, capturing: Capturing, slot: Slot, checkpoint: Checkpoint | None
+    ) -> Lsn | None:
+        """There is a slot. What is captured may have changed since the last start. Returns what Prepared.until is.
 
         A table enters the publication before it enters relay.captured, and leaves it before it leaves that: a crash in
         between makes it look new, or unwanted, once more.
         """
-        known = await read_captured(self._control, self._slot)
+        adopts = checkpoint is None
         if adopts and await read_publication(self._control, self._source.publication) is None:
             raise PublicationMissing(f"publication {self._source.publication} of source {self._source.name} is gone")
+        before = {one.oid: one for one in (await read_captured(self._control, self._slot)).values()}
+        known = {table: before[oid] for table, oid in capturing.oids.items() if oid in before}
         await self._publish(capturing, frozenset(known))
         if adopts:
             await write_state(self._control, self._slot, State.STREAMING)
             words = f"slot {self._slot} was there already: rows older than it are not published"
             self._log.warning("slot_adopted", words)
-        wanted = capturing.tables.keys()
-        await forget_captured(self._control, self._slot, known.keys() - wanted)
-        added = {table: begun(copied=capturing.copied(table) and not adopts) for table in wanted - known.keys()}
-        await write_captured(self._control, self._slot, added)
-        late = {
-            table: one for table, one in (known | added).items() if table in wanted and one.state is TableState.COPYING
+        until = await self._until(capturing, slot, checkpoint)
+        if until is not None:
+            self._log.warning("publication_young", f"plain tables are captured once {format_lsn(until)} is passed")
+            return until
+        captured = {
+            table: known.get(table) or begun(oid, copied=capturing.copied(table) and not adopts)
+            for table, oid in capturing.oids.items()
         }
+        await write_captured(self._control, self._slot, captured)
+        late = {table: one for table, one in captured.items() if one.state is TableState.COPYING}
         if late:
             await copier.late(late)
+        return None
 
-    async def _first_start(self, stream: Stream, copier: Copier, capturing: Capturing) -> None:
+    async def _until(self, capturing: Capturing, slot: Slot, checkpoint: Checkpoint | None) -> Lsn | None:
+        """Where the slot has to be before the publication of plain tables can be streamed, None when it can.
+
+        Up to PostgreSQL 17 a slot cannot decode what was written before a publication was created that it is asked for:
+        "publication does not exist". Newer ones only warn.
+        """
+        second = tables_publication(self._source.publication)
+        if self._control.info.server_version >= FORGIVES_YOUNG or await read_publication(self._control, second) is None:
+            return None
+        since = None if checkpoint is None else checkpoint.tables_since
+        if since is None:
+            since = await write_tables_since(self._control, self._slot, before_slot=False)
+        return since if capturing.wanted.changing and slot.confirmed_flush_lsn < since else None
+
+    async def _first_start(self, stream: Stream, copier: Copier, capturing: Capturing, slot: Slot | None) -> None:
         """Publications, slot, and the rows that were committed before the slot.
 
-        A crash before the last line leaves the state at "copying": then the slot is dropped, and all this begins again.
+        A crash before the last line leaves the state at "copying": then all this begins again, but for the slot. What
+        committed since it was created may be nowhere else: a logical message, a row that was deleted.
         """
         await self._publish(capturing, None)
         tables = await self._begin_copies(capturing)
         await write_state(self._control, self._slot, State.COPYING)
-        snapshot = await copier.create_slot(stream, self._slot)
-        self._log.info("slot_created", f"created slot {self._slot}")
-        await copier.first(snapshot, {table: one for table, one in tables.items() if capturing.copied(table)})
+        await write_tables_since(self._control, self._slot, before_slot=True)
+        copied = {table: one for table, one in tables.items() if capturing.copied(table)}
+        if slot is not None:
+            slot.verify_owner(database(self._dsn))
+        if slot is not None and not slot.lost:
+            await copier.again(copied)
+        else:
+            if slot is not None:
+                await drop_slot(self._control, self._slot)
+            snapshot = await copier.create_slot(stream, self._slot)
+            self._log.info("slot_created", f"created slot {self._slot}")
+            await copier.first(snapshot, copied)
         done = {table: one._replace(state=TableState.STREAMING) for table, one in tables.items()}
         await write_captured(self._control, self._slot, done)
         await write_state(self._control, self._slot, State.STREAMING)
@@ -130,10 +173,12 @@ class Start:
     async def _begin_copies(self, capturing: Capturing) -> dict[TableName, Captured]:
         """Note what is captured. Copies that a crash has interrupted go on under their ids; others have new ones."""
         checkpoint = await read_checkpoint(self._control, self._slot)
-        known = await read_captured(self._control, self._slot)
-        await forget_captured(self._control, self._slot, known)
-        interrupted = known if checkpoint is not None else {}
-        tables = {table: interrupted.get(table) or begun(copied=capturing.copied(table)) for table in capturing.tables}
+        known = {} if checkpoint is None else await read_captured(self._control, self._slot)
+        before = {one.oid: one for one in known.values()}
+        tables = {
+            table: before.get(oid) or begun(oid, copied=capturing.copied(table))
+            for table, oid in capturing.oids.items()
+        }
         await write_captured(self._control, self._slot, tables)
         return tables
 

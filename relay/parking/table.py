@@ -79,7 +79,9 @@ _SLOT: LiteralString = """
 _REBASE: LiteralString = """
     WITH moved AS (
         SELECT commit_lsn, ordinal,
-               coalesce(seq, row_number() OVER (ORDER BY commit_lsn, ordinal) - count(*) OVER () - 1) AS place
+               coalesce(seq, row_number() OVER (ORDER BY commit_lsn, ordinal) + (
+                   SELECT coalesce(max(ordinal), -(1::bigint << 62)) FROM relay.parked AS before
+                   WHERE before.slot = %(slot)s AND before.commit_lsn = '0/0' AND before.ordinal < 0)) AS place
         FROM relay.parked LEFT JOIN relay.outbox
             ON outbox.created_at = parked.created_at AND outbox.id::text = parked.id
         WHERE slot = %(slot)s AND commit_lsn <> '0/0'
@@ -117,6 +119,17 @@ async def load(connection: AsyncConnection[TupleRow], slot: str) -> Memory:
         begin = parse_lsn(confirmed)
         again = [position for position in known if position.commit_lsn != NOWHERE and position.commit_lsn >= begin]
     return Memory(parked, remembered, max(again, default=None))
+
+
+async def last_number(connection: AsyncConnection[TupleRow], slot: str) -> int:
+    """The highest number that a row older than a slot has, of those that are parked, or replayed or dropped; or 0."""
+    query: LiteralString = """
+        SELECT coalesce(max(ordinal), 0) FROM (
+            SELECT ordinal FROM relay.parked WHERE slot = %s AND commit_lsn = '0/0'
+            UNION ALL SELECT ordinal FROM relay.unparked WHERE slot = %s AND commit_lsn = '0/0') AS numbered
+    """
+    (number,) = await fetch_one(connection, query, (slot, slot)) or (0,)
+    return int(number)
 
 
 _INSERT: LiteralString = """

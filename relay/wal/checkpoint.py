@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import LiteralString
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -26,12 +27,18 @@ class Checkpoint:
 
     state: State
     flush_lsn: Lsn | None
+    tables_since: Lsn | None
+    """The publication of plain tables was there at this position; None when that is not known."""
 
 
 async def read_checkpoint(connection: AsyncConnection[TupleRow], slot: str) -> Checkpoint | None:
     """The checkpoint of a slot, None before its first start."""
-    row = await fetch_one(connection, "SELECT state, flush_lsn::text FROM relay.checkpoint WHERE slot = %s", (slot,))
-    return Checkpoint(State(row[0]), parse_lsn(row[1]) if row[1] else None) if row else None
+    query: LiteralString = "SELECT state, flush_lsn::text, tables_since::text FROM relay.checkpoint WHERE slot = %s"
+    row = await fetch_one(connection, query, (slot,))
+    if row is None:
+        return None
+    state, flush, tables_since = row
+    return Checkpoint(State(state), *(None if lsn is None else parse_lsn(lsn) for lsn in (flush, tables_since)))
 
 
 async def write_state(connection: AsyncConnection[TupleRow], slot: str, state: State) -> None:
@@ -41,6 +48,16 @@ async def write_state(connection: AsyncConnection[TupleRow], slot: str, state: S
         " ON CONFLICT (slot) DO UPDATE SET state = excluded.state, written_at = clock_timestamp()",
         (slot, state),
     )
+
+
+async def write_tables_since(connection: AsyncConnection[TupleRow], slot: str, *, before_slot: bool) -> Lsn:
+    """Record that the publication of plain tables is there: before the slot was, or by now. Return the position."""
+    query: LiteralString = """
+        UPDATE relay.checkpoint SET tables_since = CASE WHEN %s THEN '0/0' ELSE pg_current_wal_insert_lsn() END
+        WHERE slot = %s RETURNING tables_since::text
+    """
+    (since,) = await fetch_one(connection, query, (before_slot, slot)) or ("0/0",)
+    return parse_lsn(since)
 
 
 async def write_progress(

@@ -32,6 +32,10 @@ class TablePattern(NamedTuple):
             raise ValueError(f"{text!r} is no table: write schema.table, or schema.* for every table of a schema")
         return cls(parts[0], parts[1])
 
+    def covers(self, table: TableName) -> bool:
+        """Whether the table is meant."""
+        return self.schema == table.schema and self.name in (None, table.name)
+
 
 class ColumnPattern(NamedTuple):
     """A column of one table, or the columns of that name in every table."""

@@ -1,6 +1,6 @@
 """Which tables a setting means: patterns, resolved against a source's catalog."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, LiteralString
 
 from psycopg import AsyncConnection
@@ -50,10 +50,43 @@ async def matching_tables(connection: AsyncConnection[TupleRow], patterns: Seque
         complaint = await _complaint(connection, table)
         wrong += [f"{table} {complaint}"] if complaint else []
         tables.add(table)
+    related = await _related(connection, tables)
+    wrong += [f"{table} inherits, or is inherited from: no publication keeps such tables apart" for table in related]
     if wrong:
         hint = 'Names with upper case or dots need double quotes inside the setting, as in public."Customers".'
         raise SourceError(f"tables that cannot be captured: {'; '.join(wrong)}", hint)
     return tables
+
+
+async def _related(connection: AsyncConnection[TupleRow], tables: Iterable[TableName]) -> list[TableName]:
+    """Those of the tables that have parents or children by INHERITS, which is not how partitions do it."""
+    names = sorted(tables)
+    query: LiteralString = """
+        SELECT wanted.schema, wanted.name
+        FROM unnest(%s::text[], %s::text[]) AS wanted (schema, name)
+        JOIN pg_namespace AS n ON n.nspname = wanted.schema
+        JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name
+        WHERE EXISTS (
+            SELECT FROM pg_inherits AS i JOIN pg_class AS child ON child.oid = i.inhrelid
+            WHERE c.oid IN (i.inhparent, i.inhrelid) AND NOT child.relispartition)
+        ORDER BY 1, 2
+    """
+    lists = [table.schema for table in names], [table.name for table in names]
+    return [TableName(*row) for row in await (await connection.execute(query, lists)).fetchall()]
+
+
+async def table_oids(connection: AsyncConnection[TupleRow], tables: Iterable[TableName]) -> dict[TableName, int]:
+    """The oids of tables that there are."""
+    names = list(tables)
+    query: LiteralString = """
+        SELECT n.nspname, c.relname, c.oid::bigint
+        FROM unnest(%s::text[], %s::text[]) AS wanted (schema, name)
+        JOIN pg_namespace AS n ON n.nspname = wanted.schema
+        JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name
+    """
+    lists = [table.schema for table in names], [table.name for table in names]
+    rows = await (await connection.execute(query, lists)).fetchall()
+    return {TableName(schema, name): oid for schema, name, oid in rows}
 
 
 async def _tables_of(connection: AsyncConnection[TupleRow], schema: str) -> set[TableName] | None:

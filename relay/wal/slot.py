@@ -50,10 +50,15 @@ class Slot:
     wal_status: str | None
     confirmed_flush_lsn: Lsn
 
+    @property
+    def lost(self) -> bool:
+        """Whether PostgreSQL has removed WAL that the slot needs."""
+        return self.wal_status == "lost"
+
     def verify(self, database: str) -> None:
         """Raise SlotUnusable unless the relay can stream `database` from here."""
         self.verify_owner(database)
-        if self.wal_status == "lost":
+        if self.lost:
             position = format_lsn(self.confirmed_flush_lsn)
             hint = "PostgreSQL removed WAL that the slot needed (max_slot_wal_keep_size). Read docs/slot-loss.md."
             raise SlotUnusable(f"slot {self.name} has lost the WAL after {position}", hint)

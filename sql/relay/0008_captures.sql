@@ -6,6 +6,7 @@ CREATE TABLE relay.captured (
     slot          text    NOT NULL,
     table_schema  text    NOT NULL,
     table_name    text    NOT NULL,
+    table_oid     oid     NOT NULL,
     state         text    NOT NULL CHECK (state IN ('copying', 'streaming')),
     since         pg_lsn,
     copy_id       uuid    NOT NULL DEFAULT gen_random_uuid(),
@@ -20,8 +21,15 @@ COMMENT ON COLUMN relay.captured.since IS
 COMMENT ON COLUMN relay.captured.copy_id IS
     'What tells the copy of its rows from earlier and later ones; one that a crash interrupts stays the same.';
 
-INSERT INTO relay.captured (slot, table_schema, table_name, state)
-SELECT slot, 'relay', 'outbox', 'streaming' FROM relay.checkpoint WHERE state = 'streaming';
+COMMENT ON COLUMN relay.captured.table_oid IS 'A table with another name and this oid is the same one; with this name and another oid, a new one.';
+
+INSERT INTO relay.captured (slot, table_schema, table_name, table_oid, state)
+SELECT slot, 'relay', 'outbox', 'relay.outbox'::regclass, 'streaming' FROM relay.checkpoint WHERE state = 'streaming';
+
+ALTER TABLE relay.checkpoint ADD COLUMN tables_since pg_lsn;
+
+COMMENT ON COLUMN relay.checkpoint.tables_since IS
+    'The publication of plain tables was there at this position. PostgreSQL up to 17 cannot stream what lies before it from a publication.';
 
 ALTER TABLE relay.parked ADD COLUMN capture text NOT NULL DEFAULT 'outbox', ADD COLUMN binary_payload bytea;
 

@@ -360,6 +360,145 @@ async def test_a_body_may_be_any_bytes_and_keeps_them_also_while_it_is_parked(
     assert {delivery.properties.content_type for delivery in deliveries} == {"application/avro"}
 
 
+async def test_what_is_excluded_stays_so_when_the_table_is_renamed(source: Source, vhost: VirtualHost) -> None:
+    capture = CUSTOMERS + 'exclude_columns = ["public.customers.note"]\n'
+    async with mailbox(vhost.url) as box, source.relay(capture) as relay:
+        await relay.until("streaming")
+        source.run(
+            "ALTER TABLE public.customers RENAME TO clients",
+            "INSERT INTO public.clients VALUES (2, 'bob', 'a secret')",
+        )
+        (delivery,) = await box.until_count(1)
+    assert b"secret" not in delivery.body
+
+
+async def test_tables_that_inherit_are_refused_and_their_writers_go_on(source: Source, database: Database) -> None:
+    source.run("CREATE TABLE public.child () INHERITS (public.customers)", "INSERT INTO public.child VALUES (5, 'c')")
+    async with source.relay(CUSTOMERS) as relay:
+        assert await relay.status() == 3
+        (line,) = relay.said("source_stopped")
+    assert "public.customers inherits, or is inherited from" in line["message"]
+    source.run("UPDATE public.child SET name = 'd'")
+
+
+async def test_a_row_that_is_deleted_between_two_attempts_of_a_copy_is_gone(
+    source: Source, database: Database, vhost: VirtualHost
+) -> None:
+    source.run("INSERT INTO public.customers SELECT n, 'old' FROM generate_series(1, 5000) AS n")
+    async with mailbox(vhost.url) as box:
+        async with source.relay(OUTBOX) as relay:
+            await relay.until("streaming")
+            assert await relay.end() == 0
+        async with source.relay(OUTBOX, CUSTOMERS) as relay:
+            await box.until_count(1)
+            assert await relay.end(SIGKILL) == -SIGKILL
+            assert not relay.said("tables_copied")
+        source.run("DELETE FROM public.customers WHERE id = 1")
+        async with source.relay(OUTBOX, CUSTOMERS) as relay:
+            await relay.until("streaming")
+            deliveries = await box.until(lambda found: any(one.properties.type == "deleted" for one in found))
+            assert await relay.end() == 0
+    assert replayed(deliveries) == table(database)
+
+
+async def test_what_commits_during_the_first_copy_is_not_lost_when_that_crashes(
+    source: Source, database: Database, vhost: VirtualHost
+) -> None:
+    source.run("INSERT INTO public.customers SELECT n, 'old' FROM generate_series(1, 20000) AS n")
+    logical = '[[source.capture]]\nkind = "logical"\n'
+    content = '{"aggregate_type": "order", "aggregate_id": "7", "type": "WalOnly", "payload": 1}'
+    async with mailbox(vhost.url) as box:
+        async with source.relay(logical, CUSTOMERS) as relay:
+            await relay.until("slot_created")
+            await box.until_count(1)
+            source.run(
+                f"SELECT pg_logical_emit_message(true, 'relay.outbox', '{content}')",
+                "INSERT INTO public.customers VALUES (99999, 'short-lived')",
+                "DELETE FROM public.customers WHERE id IN (1, 99999)",
+            )
+            assert await relay.end(SIGKILL) == -SIGKILL
+            assert not relay.said("backlog_published")
+        async with source.relay(logical, CUSTOMERS) as relay:
+            deliveries = await box.until(lambda found: "WalOnly" in [one.properties.type for one in found[-20:]])
+            await box.until(lambda found: sum(one.properties.type == "deleted" for one in found) >= 2)
+            deliveries = list(box.deliveries)
+            assert await relay.end() == 0
+    of_table = [delivery for delivery in deliveries if delivery.properties.type != "WalOnly"]
+    assert replayed(of_table) == table(database)
+
+
+async def test_a_row_that_changed_between_two_copies_is_parked_behind_its_older_self(
+    source: Source, database: Database
+) -> None:
+    source.run("INSERT INTO public.customers VALUES (1, 'v1')")
+    parking = '[broker.on_unroutable]\nevent = "park"\n'
+    async with source.relay(CUSTOMERS, parking) as relay:
+        await relay.until("streaming")
+        assert await relay.end() == 0
+    # As a relay leaves it that was killed before its last words of the first start.
+    source.run("UPDATE relay.checkpoint SET state = 'copying'", "UPDATE relay.captured SET state = 'copying'")
+    source.run("UPDATE public.customers SET name = 'v2'")
+    async with source.relay(CUSTOMERS, parking) as relay:
+        await relay.until("streaming")
+        assert await relay.end() == 0
+    names = "SELECT payload::json #>> '{after,name}' FROM relay.parked ORDER BY commit_lsn, ordinal"
+    assert database.query(names)[:2] == [("v1",), ("v2",)]
+
+
+async def test_unread_changes_of_tables_that_are_dropped_or_renamed_meanwhile_still_come(
+    source: Source, vhost: VirtualHost
+) -> None:
+    source.run(
+        "CREATE SCHEMA sales", "CREATE TABLE sales.a (id int PRIMARY KEY)", "CREATE TABLE sales.b (id int PRIMARY KEY)"
+    )
+    capture = '[[source.capture]]\nkind = "table"\ntables = ["sales.*"]\n'
+    async with mailbox(vhost.url) as box:
+        async with source.relay(capture) as relay:
+            await relay.until("streaming")
+            assert await relay.end() == 0
+        source.run(
+            "INSERT INTO sales.a VALUES (1)",
+            "DROP TABLE sales.a",
+            "INSERT INTO sales.b VALUES (1), (2)",
+            "DELETE FROM sales.b WHERE id = 1",
+            "ALTER TABLE sales.b RENAME TO c",
+            "INSERT INTO sales.c VALUES (3)",
+        )
+        async with source.relay(capture) as relay:
+            deliveries = await box.until_count(5)
+            assert not relay.said("tables_copied")
+            assert await relay.end() == 0
+    assert types(deliveries) == ["inserted", "inserted", "inserted", "deleted", "inserted"]
+
+
+async def test_a_table_that_is_dropped_and_made_again_is_a_new_one(source: Source, vhost: VirtualHost) -> None:
+    async with mailbox(vhost.url) as box:
+        async with source.relay(CUSTOMERS) as relay:
+            await relay.until("streaming")
+            assert await relay.end() == 0
+        source.run(
+            "DROP TABLE public.customers",
+            "CREATE TABLE public.customers (id integer PRIMARY KEY, name text)",
+            "INSERT INTO public.customers VALUES (1, 'new')",
+        )
+        async with source.relay(CUSTOMERS) as relay:
+            await relay.until("tables_copied")
+            (delivery,) = await box.until_count(1)
+            assert await relay.end() == 0
+    assert delivery.properties.type == "snapshot"
+
+
+async def test_an_outbox_may_lie_among_the_tables_of_a_schema(source: Source, database: Database) -> None:
+    source.run("CREATE TABLE public.messages (aggregate_type text, aggregate_id text, type text, payload json)")
+    own = '[[source.capture]]\nkind = "outbox"\ntable = "public.messages"\n'
+    every = '[[source.capture]]\nkind = "table"\ntables = ["public.*"]\n'
+    async with source.relay(every, own) as relay:
+        await relay.until("streaming")
+        assert await relay.end() == 0
+    query = "SELECT pubname, tablename FROM pg_publication_tables ORDER BY pubname"
+    assert database.query(query) == [("relay_shop", "messages"), ("relay_shop_tables", "customers")]
+
+
 async def test_a_message_goes_where_its_type_then_its_capture_then_its_kind_says(
     source: Source, database: Database, vhost: VirtualHost, tmp_path: Path
 ) -> None:
