@@ -9,7 +9,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from relay.config.base import Duration, Frozen, in_order
+from relay.config.base import Duration, Frozen, from_json, in_order
 from relay.config.capture import DEFAULT, CaptureSettings, LogicalCapture
 from relay.wal.connection import database
 
@@ -47,7 +47,7 @@ class SourceSettings(Frozen):
     @field_validator("capture", mode="before")
     @classmethod
     def _in_order(cls, captures: Any) -> Any:
-        return in_order(captures, "[[source.capture]]", "RELAY_SOURCE__0__CAPTURE__0__KIND")
+        return in_order(from_json(captures), "[[source.capture]]", "RELAY_SOURCE__0__CAPTURE__0__KIND")
 
     @field_validator("capture")
     @classmethod

@@ -15,7 +15,7 @@ from relay.daemon.status import State as Standing
 from relay.log import SourceLog
 from relay.wal.captured import Captured, begun, read_captured, write_captured
 from relay.wal.captured import State as TableState
-from relay.wal.checkpoint import Checkpoint, State, read_checkpoint, write_state, write_tables_since
+from relay.wal.checkpoint import State, forget_tables_since, read_checkpoint, write_state, write_tables_since
 from relay.wal.connection import address, database, fetch_one, listen
 from relay.wal.lsn import Lsn, format_lsn
 from relay.wal.publication import (
@@ -87,7 +87,7 @@ class Start:
         until = None
         if slot is not None and (checkpoint is None or checkpoint.state is State.STREAMING):
             slot.verify(database(self._dsn))
-            until = await self._go_on(copier, capturing, slot, checkpoint)
+            until = await self._go_on(copier, capturing, slot, adopts=checkpoint is None)
         else:
             await self._first_start(stream, copier, capturing, slot)
         captured = await read_captured(self._control, self._slot)
@@ -99,15 +99,12 @@ class Start:
             until,
         )
 
-    async def _go_on(
-        self, copier: Copier, capturing: Capturing, slot: Slot, checkpoint: Checkpoint | None
-    ) -> Lsn | None:
+    async def _go_on(self, copier: Copier, capturing: Capturing, slot: Slot, *, adopts: bool) -> Lsn | None:
         """There is a slot. What is captured may have changed since the last start. Returns what Prepared.until is.
 
         A table enters the publication before it enters relay.captured, and leaves it before it leaves that: a crash in
         between makes it look new, or unwanted, once more.
         """
-        adopts = checkpoint is None
         if adopts and await read_publication(self._control, self._source.publication) is None:
             raise PublicationMissing(f"publication {self._source.publication} of source {self._source.name} is gone")
         before = {one.oid: one for one in (await read_captured(self._control, self._slot)).values()}
@@ -117,7 +114,7 @@ class Start:
             await write_state(self._control, self._slot, State.STREAMING)
             words = f"slot {self._slot} was there already: rows older than it are not published"
             self._log.warning("slot_adopted", words)
-        until = await self._until(capturing, slot, checkpoint)
+        until = await self._until(capturing, slot)
         if until is not None:
             self._log.warning("publication_young", f"plain tables are captured once {format_lsn(until)} is passed")
             return until
@@ -131,7 +128,7 @@ class Start:
             await copier.late(late)
         return None
 
-    async def _until(self, capturing: Capturing, slot: Slot, checkpoint: Checkpoint | None) -> Lsn | None:
+    async def _until(self, capturing: Capturing, slot: Slot) -> Lsn | None:
         """Where the slot has to be before the publication of plain tables can be streamed, None when it can.
 
         Up to PostgreSQL 17 a slot cannot decode what was written before a publication was created that it is asked for:
@@ -140,6 +137,7 @@ class Start:
         second = tables_publication(self._source.publication)
         if self._control.info.server_version >= FORGIVES_YOUNG or await read_publication(self._control, second) is None:
             return None
+        checkpoint = await read_checkpoint(self._control, self._slot)
         since = None if checkpoint is None else checkpoint.tables_since
         if since is None:
             since = await write_tables_since(self._control, self._slot, before_slot=False)
@@ -154,7 +152,8 @@ class Start:
         await self._publish(capturing, None)
         tables = await self._begin_copies(capturing)
         await write_state(self._control, self._slot, State.COPYING)
-        await write_tables_since(self._control, self._slot, before_slot=True)
+        if await read_publication(self._control, tables_publication(self._source.publication)) is not None:
+            await write_tables_since(self._control, self._slot, before_slot=True)
         copied = {table: one for table, one in tables.items() if capturing.copied(table)}
         if slot is not None:
             slot.verify_owner(database(self._dsn))
@@ -184,6 +183,10 @@ class Start:
 
     async def _publish(self, capturing: Capturing, known: frozenset[TableName] | None) -> None:
         """Let the publications contain exactly what is captured."""
-        changes = await ensure_publications(self._control, self._source.publication, capturing.wanted, known)
+        name = self._source.publication
+        async with self._control.transaction():
+            changes = await ensure_publications(self._control, name, capturing.wanted, known)
+            if tables_publication(name) in changes.created:
+                await forget_tables_since(self._control, self._slot)
         for change in changes:
             self._log.info("publication_changed", change)

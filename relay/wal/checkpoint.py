@@ -60,6 +60,11 @@ async def write_tables_since(connection: AsyncConnection[TupleRow], slot: str, *
     return parse_lsn(since)
 
 
+async def forget_tables_since(connection: AsyncConnection[TupleRow], slot: str) -> None:
+    """The publication of plain tables has just been created: from where on it is there is not known yet."""
+    await connection.execute("UPDATE relay.checkpoint SET tables_since = NULL WHERE slot = %s", (slot,))
+
+
 async def write_progress(
     connection: AsyncConnection[TupleRow], slot: str, flush: Lsn, oldest_unconfirmed_commit_at: datetime | None
 ) -> None:

@@ -488,6 +488,29 @@ async def test_a_table_that_is_dropped_and_made_again_is_a_new_one(source: Sourc
     assert delivery.properties.type == "snapshot"
 
 
+async def test_a_publication_may_be_younger_than_what_the_slot_has_still_to_send(
+    source: Source, database: Database, vhost: VirtualHost
+) -> None:
+    """Up to PostgreSQL 17 a slot cannot decode what was written before a publication was created."""
+    row = "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload) VALUES ('order', '1', '{}', '1')"
+    async with mailbox(vhost.url) as box:
+        async with source.relay(OUTBOX) as relay:
+            await relay.until("streaming")
+            assert await relay.end() == 0
+        # As with a role that may create no publication: its owner does, while the outbox is written to.
+        source.run("DROP PUBLICATION relay_shop_tables", row.format("Before"))
+        source.run("INSERT INTO public.customers VALUES (1, 'ada')")
+        async with source.relay(OUTBOX, CUSTOMERS) as relay:
+            await relay.until("streaming")
+            source.run(row.format("After"))
+            await relay.until("tables_copied")
+            await relay.until("streaming", times=len(relay.said("publication_young")) + 1)
+            source.run("UPDATE public.customers SET name = 'grace'")
+            deliveries = await box.until(lambda found: any(one.properties.type == "updated" for one in found))
+            assert await relay.end() == 0
+    assert sorted(set(types(deliveries))) == ["After", "Before", "snapshot", "updated"]
+
+
 async def test_an_outbox_may_lie_among_the_tables_of_a_schema(source: Source, database: Database) -> None:
     source.run("CREATE TABLE public.messages (aggregate_type text, aggregate_id text, type text, payload json)")
     own = '[[source.capture]]\nkind = "outbox"\ntable = "public.messages"\n'

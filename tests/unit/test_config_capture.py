@@ -56,6 +56,12 @@ def test_the_environment_changes_one_setting_of_a_capture_in_the_file(
     assert [one.envelope for one in source.capture] == ["cloudevents", "plain"]
 
 
+def test_all_captures_may_be_one_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAY_SOURCE__0__CAPTURE", '[{"kind": "logical"}, {"kind": "table", "tables": ["a.b"]}]')
+    (source,) = loaded(tmp_path, "").source
+    assert [one.name for one in source.capture] == ["logical", "table"]
+
+
 def test_a_capture_may_be_of_the_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELAY_SOURCE__0__CAPTURE__0__KIND", "table")
     monkeypatch.setenv("RELAY_SOURCE__0__CAPTURE__0__TABLES", '["public.customers"]')
