@@ -229,7 +229,7 @@ async def test_nor_when_the_broker_itself_starts_again_with_messages_in_the_part
                 before = writers.committed
                 await eventually(lambda: writers.committed > before + 300)
             target = database.value("SELECT pg_current_wal_lsn()::text")
-            await eventually(lambda: database.value(CONFIRMED, target))
+            await eventually(lambda: database.value(CONFIRMED, target), WAIT_S)
         for number in range(4):
             waiting = await ready(own_rabbit.amqp_url(), f"billing.{number}")
             async with workers(own_rabbit.amqp_url(), [number], handler):
