@@ -10,6 +10,7 @@ from relay.broker.properties import JSON
 from relay.capture import columns as row_columns
 from relay.capture.debezium import DebeziumSettings
 from relay.capture.message import OUTBOX
+from relay.capture.outbox import SCHEMA, TABLE
 from relay.config.base import Frozen, from_json
 from relay.config.routing import RouteSettings
 from relay.wal.pattern import ColumnPattern, TablePattern
@@ -116,9 +117,14 @@ class OutboxCapture(_Rows):
 
     @model_validator(mode="after")
     def _leaves_its_own_alone(self) -> "OutboxCapture":
-        if self.table == "relay.outbox" and self.columns:
+        if self.is_own and self.columns:
             raise ValueError("has columns for relay.outbox, whose columns are what they are")
         return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the table is relay.outbox, however that is written."""
+        return TablePattern.parse(self.table) == TablePattern(SCHEMA, TABLE)
 
 
 class LogicalCapture(_Wrapped):

@@ -28,8 +28,6 @@ from relay.wal.publication import Wanted
 from relay.wal.selection import matching_tables, table_oids
 from relay.wal.table import TableName
 
-OWN_OUTBOX = "relay.outbox"
-
 TableSettings: TypeAlias = settings.OutboxCapture | settings.EventStoreCapture | settings.TableCapture
 
 
@@ -75,8 +73,11 @@ class Capturing:
             if isinstance(capture, settings.TableCapture)
             for pattern in capture.tables
         ]
-        by_name = {capture.name: capture for capture in self.tables.values()}
-        made = {name: self._capture(capture) for name, capture in by_name.items()}
+        made = {
+            capture.name: self._capture(capture)
+            for capture in self.source.capture
+            if not isinstance(capture, settings.LogicalCapture)
+        }
         logical = [
             LogicalCapture(capture.name, capture.prefix)
             for capture in self.source.capture
@@ -84,7 +85,7 @@ class Capturing:
         ]
         tables = {table: made[capture.name] for table, capture in self.tables.items()}
         oids = {self.oids[table]: table for table in tables}
-        patterns = [(pattern, made[name]) for pattern, name in schemas if name in made]
+        patterns = [(pattern, made[name]) for pattern, name in schemas]
         return Captures(system_identifier, tables, logical, since, on_ignored, oids=oids, patterns=patterns)
 
     def capture_of(self, table: TableName) -> Captured:
@@ -94,7 +95,7 @@ class Capturing:
     def _capture(self, capture: TableSettings) -> Captured:
         if isinstance(capture, settings.TableCapture):
             return TableCapture(capture.name, capture.exclude_columns, self._writer(capture))
-        if capture.table == OWN_OUTBOX:
+        if isinstance(capture, settings.OutboxCapture) and capture.is_own:
             return OutboxCapture(capture.name)
         like = columns.EVENT_STORE if isinstance(capture, settings.EventStoreCapture) else columns.OUTBOX
         return RowCapture(capture.name, columns.parse(capture.columns) if capture.columns else like)

@@ -30,6 +30,9 @@ from relay.wal.table import TableName
 SLOT_PATIENCE_S: Final = 5.0
 """How long the creation of a slot may take before the log says whom it waits for."""
 
+SLOT_LETTERS: Final = 40
+"""Of the source's slot in the name of a temporary one, which may have 63."""
+
 NUMBERS_FROM: Final = 1 << 40
 """Copied rows are numbered from here on, but those of relay.outbox, whose `seq` stays below in anybody's lifetime.
 Their place, at LSN 0, is before everything that a stream brings, and after what is parked of earlier copies."""
@@ -103,7 +106,7 @@ class Copier:
         """A snapshot whose place in the WAL is known: that of a slot which is there for no longer than this."""
         stream = await Stream.open(self._dsn, name=self._label)
         try:
-            yield await self.create_slot(stream, f"{self._slot[:40]}_copy_{uuid4().hex[:8]}", temporary=True)
+            yield await self.create_slot(stream, f"{self._slot[:SLOT_LETTERS]}_copy_{uuid4().hex[:8]}", temporary=True)
         finally:
             await stream.close()
 

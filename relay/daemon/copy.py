@@ -9,7 +9,7 @@ from psycopg.rows import TupleRow
 
 from relay.capture.captures import Captured
 from relay.capture.change import Origin
-from relay.capture.columns import EVENT_STORE, VERSION, Taken
+from relay.capture.columns import EVENT_STORE, OUTBOX, VERSION, Taken
 from relay.capture.message import Malformed, Message
 from relay.capture.outbox import OutboxCapture
 from relay.capture.rows import RowCapture
@@ -77,8 +77,8 @@ def _order(capture: Captured) -> tuple[str, ...]:
         return (SEQ,)
     if not isinstance(capture, RowCapture):
         return ()
-    if capture.columns is EVENT_STORE:
-        return (SEQ,)
+    if capture.columns in (EVENT_STORE, OUTBOX):  # a table like the relay's own, which may have less
+        return (SEQ, VERSION, "created_at")
     found = (capture.columns.expressions.get(field) for field in (VERSION, "created_at"))
     return tuple(one.column for one in found if isinstance(one, Taken) and not one.path)
 

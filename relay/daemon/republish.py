@@ -17,7 +17,8 @@ from relay.capture.message import OUTBOX, CaptureError, Kind, Message
 from relay.capture.outbox import COLUMNS, SCHEMA, TABLE, to_message
 from relay.capture.routing import Address, RouteTemplate, Routing
 from relay.config import BrokerSettings, OnUnroutable, SourceSettings
-from relay.daemon.addressing import envelopes
+from relay.config.capture import OutboxCapture
+from relay.daemon.addressing import content_types, envelopes
 from relay.daemon.sending import Routes
 from relay.errors import BrokerAway, BrokerError
 from relay.wal.connection import connect, refusal
@@ -95,7 +96,8 @@ class Republish:
         # Its capture's address is all that counts: there are none by type.
         address = Address(RouteTemplate.literal(DEFAULT_EXCHANGE), RouteTemplate.literal(queue))
         stop = {str(kind): OnUnroutable.STOP for kind in Kind}
-        self._routes = Routes(source.name, Routing(by_capture={self._capture: address}), envelopes(source), stop)
+        routing = Routing(by_capture={self._capture: address})
+        self._routes = Routes(source.name, routing, envelopes(source), stop, content_types(source))
         self._open: dict[int, Message] = {}
         self._refusal: Refused | None = None
         self._news = asyncio.Event()
@@ -210,5 +212,5 @@ class Republish:
 
 def _outbox_of(source: SourceSettings) -> str:
     """The name of the capture of relay.outbox: its envelope is set there."""
-    own = (one for one in source.capture if one.kind == "outbox" and one.table == f"{SCHEMA}.{TABLE}")
-    return next((one.name for one in own), OUTBOX)
+    own = (one.name for one in source.capture if isinstance(one, OutboxCapture) and one.is_own)
+    return next(own, OUTBOX)

@@ -17,7 +17,7 @@ from relay.wal.captured import Captured, begun, read_captured, write_captured
 from relay.wal.captured import State as TableState
 from relay.wal.checkpoint import State, forget_tables_since, read_checkpoint, write_state, write_tables_since
 from relay.wal.connection import address, database, fetch_one, listen
-from relay.wal.lsn import Lsn, format_lsn
+from relay.wal.lsn import NOWHERE, Lsn, format_lsn
 from relay.wal.publication import (
     PublicationMissing,
     ensure_publications,
@@ -91,7 +91,9 @@ class Start:
         else:
             await self._first_start(stream, copier, capturing, slot)
         captured = await read_captured(self._control, self._slot)
-        copied = {table: one.since for table, one in captured.items() if one.since is not None}
+        # What the slot is past already needs no second look.
+        passed = NOWHERE if slot is None else slot.confirmed_flush_lsn
+        copied = {table: one.since for table, one in captured.items() if one.since is not None and one.since > passed}
         names = publication_names(self._source.publication, capturing.wanted)
         return Prepared(
             capturing.captures(system_identifier, copied, self._status.change_ignored),
@@ -152,8 +154,6 @@ class Start:
         await self._publish(capturing, None)
         tables = await self._begin_copies(capturing)
         await write_state(self._control, self._slot, State.COPYING)
-        if await read_publication(self._control, tables_publication(self._source.publication)) is not None:
-            await write_tables_since(self._control, self._slot, before_slot=True)
         copied = {table: one for table, one in tables.items() if capturing.copied(table)}
         if slot is not None:
             slot.verify_owner(database(self._dsn))
@@ -162,6 +162,8 @@ class Start:
         else:
             if slot is not None:
                 await drop_slot(self._control, self._slot)
+            if await read_publication(self._control, tables_publication(self._source.publication)) is not None:
+                await write_tables_since(self._control, self._slot, before_slot=True)
             snapshot = await copier.create_slot(stream, self._slot)
             self._log.info("slot_created", f"created slot {self._slot}")
             await copier.first(snapshot, copied)

@@ -1,4 +1,4 @@
-"""The replication slot and the publication of a source: inspected, verified, created."""
+"""The replication slot of a source, and the server that it is on: inspected, verified."""
 
 import re
 from dataclasses import dataclass

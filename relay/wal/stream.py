@@ -19,7 +19,6 @@ BATCH_BYTES: Final = 4_000_000
 """Frames handed over at once, and their bytes: other work of the event loop gets its turn in between."""
 
 _END_OF_COPY: Final = -1
-_WOULD_BLOCK: Final = 0
 
 
 class Snapshot(NamedTuple):
