@@ -6,6 +6,7 @@ from typing import Final
 
 from relay.capture import json_text, timestamp
 from relay.capture.change import Origin
+from relay.capture.columns import REQUIRED
 from relay.capture.identity import derived_id
 from relay.capture.json_text import Member
 from relay.capture.message import Kind, Malformed, Message
@@ -14,9 +15,6 @@ from relay.wal.lsn import format_lsn
 from relay.wal.pgoutput import LogicalMessage
 
 PREFIX: Final = "relay.outbox"
-
-REQUIRED: Final = ("aggregate_type", "aggregate_id", "type", "payload")
-"""Keys that the object must have."""
 
 _AS_WRITTEN: Final = ("headers", "payload")
 _NOTHING: Final[Mapping[str, None]] = dict.fromkeys(column for column in COLUMNS if column not in _AS_WRITTEN)

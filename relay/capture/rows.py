@@ -7,15 +7,13 @@ from typing import Final, TypeAlias
 
 from relay.capture import json_text, timestamp
 from relay.capture.change import Origin
-from relay.capture.columns import REQUIRED, VERSION, Columns, Literal, Taken
+from relay.capture.columns import FIELDS, REQUIRED, VERSION, Columns, Literal, Taken
 from relay.capture.identity import derived_id, snapshot_id
 from relay.capture.message import CaptureError, Kind, Malformed, Message
-from relay.capture.outbox import COLUMNS
 from relay.wal.lsn import NOWHERE
 from relay.wal.pgoutput import Relation, Row, Value
 
-_FIELDS: Final = (*COLUMNS, VERSION)
-_SLOTS: Final = {field: slot for slot, field in enumerate(_FIELDS)}
+_SLOTS: Final = {field: slot for slot, field in enumerate(FIELDS)}
 """Where a field stands while a message is made."""
 
 _ID: Final = _SLOTS["id"]
@@ -149,7 +147,7 @@ class RowCapture:
         payload = _payload(plan, row, texts)
         for slot, source in plan.required:
             if texts[slot] is None and not (slot == _PAYLOAD and payload is not None):
-                raise _Wrong(f"has no {_FIELDS[slot]}: {source} is null or missing")
+                raise _Wrong(f"has no {FIELDS[slot]}: {source} is null or missing")
         if texts[_ID] == "":
             raise _Wrong("has an empty id")
         kind = _kind(texts)
@@ -212,7 +210,7 @@ class RowCapture:
 def _plan(columns: Columns, relation: Relation) -> _Plan:
     positions = {column.name: position for position, column in enumerate(relation.columns)}
     types = {column.name: column.type_oid for column in relation.columns}
-    blank: _Texts = [None] * len(_FIELDS)
+    blank: _Texts = [None] * len(FIELDS)
     whole: dict[int, str] = {}
     """Slots that take a column as it is."""
     paths: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
@@ -262,7 +260,7 @@ def _bytes(value: Value, of: int | str) -> bytes:
 
 
 def _named(of: int | str) -> str:
-    return of if isinstance(of, str) else _FIELDS[of]
+    return of if isinstance(of, str) else FIELDS[of]
 
 
 def _parse(text: str, column: str) -> object:
@@ -284,7 +282,7 @@ def _at(path: tuple[str, ...], document: object, text: str, slot: int) -> str | 
         case _:
             return json_text.find_raw(text, path)
     if slot != _PAYLOAD and not json_text.is_plain(found):
-        raise _Wrong(f"has a value for {_FIELDS[slot]} that is no text: a zero byte, or half a character")
+        raise _Wrong(f"has a value for {FIELDS[slot]} that is no text: a zero byte, or half a character")
     return found
 
 

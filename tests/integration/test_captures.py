@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from relay.broker.properties import Delivery
+from relay.messaging import Event, outbox
 from tests.conftest import VirtualHost
 from tests.support.database import Database
 from tests.support.mailbox import mailbox
@@ -24,6 +25,10 @@ OUTBOX = '[[source.capture]]\nkind = "outbox"\n'
 CUSTOMERS = '[[source.capture]]\nkind = "table"\ntables = ["public.customers"]\n'
 
 Table = dict[str, dict[str, Any]]
+
+
+class Shipped(Event):
+    number: int
 
 
 class Source:
@@ -303,6 +308,20 @@ async def test_excluded_columns_never_leave_and_a_misspelt_one_is_refused(source
     assert all("note" not in json.dumps(body) for body in bodies(deliveries))
     async with source.relay(CUSTOMERS + 'exclude_columns = ["nota"]\n') as relay:
         assert await relay.status() == 2
+
+
+async def test_a_message_that_is_in_the_log_alone_arrives_as_one_of_the_outbox_does(
+    source: Source, database: Database, vhost: VirtualHost
+) -> None:
+    async with mailbox(vhost.url) as box, source.relay() as relay:
+        await relay.until("streaming")
+        with psycopg.connect(database.dsn) as connection:
+            stored = outbox.add(connection, Shipped(number=1), aggregate=("order", "7"))
+            logged = outbox.add(connection, Shipped(number=2), aggregate=("order", "7"), wal_only=True)
+        deliveries = await box.until_count(2)
+    assert [delivery.properties.message_id for delivery in deliveries] == [str(stored), str(logged)]
+    assert bodies(deliveries) == [{"number": 1}, {"number": 2}]
+    assert deliveries[0].properties.headers.keys() == deliveries[1].properties.headers.keys()
 
 
 async def test_what_is_no_message_is_set_aside_and_everything_else_flows(

@@ -140,3 +140,11 @@ async def test_an_empty_address_turns_it_off(database: Database, vhost: VirtualH
     async with Relay(database.dsn, vhost.url, listen="") as relay:
         await relay.until("streaming")
         assert relay.said("http_listening") == []
+
+
+async def test_changes_that_no_capture_is_for_are_counted(database: Database, vhost: VirtualHost) -> None:
+    async with Relay(database.dsn, vhost.url) as relay:
+        await relay.until("streaming")
+        before = (await relay.until_readyz(lambda answer: answer.status == 200)).source["ignored"]
+        database.query("SELECT pg_logical_emit_message(true, 'somebody else', 'whatever')")
+        await relay.until_readyz(lambda answer: answer.source["ignored"] == before + 1)
