@@ -1,16 +1,34 @@
-"""What the services say to each other, and how all of them write money."""
+"""What the services say to each other, and how all of them write money and goods."""
 
 import re
 from decimal import Decimal
 from typing import Annotated, Final, TypeAlias
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from relay.messaging import Command, Failure, Reply
 
 MAX_AMOUNT: Final = Decimal("9999999999.99")
 """The largest amount: what numeric(12, 2) holds."""
+
+MAX_SKU: Final = 64
+"""Characters of a stock keeping unit."""
+
+MAX_QUANTITY: Final = 1_000_000
+"""How many of a thing there may be, in a line or in stock."""
+
+MAX_LINES: Final = 100
+"""Lines of an order."""
 
 _AMOUNT: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,2})?", re.ASCII)
 
@@ -43,12 +61,39 @@ PositiveMoney: TypeAlias = Annotated[Money, Field(gt=0)]
 """An amount above 0."""
 
 
-class ReserveCredit(Command):
-    """Reserve part of a customer's credit for an order. A second one for the same order reserves nothing more."""
+def _sku(value: str) -> str:
+    """It is a part of a URL's path, and PostgreSQL takes no NUL in a text."""
+    if not value.isprintable() or "/" in value:
+        raise ValueError("a SKU consists of printable characters, without a slash")
+    return value
 
-    order_id: UUID
-    customer_id: UUID
-    amount: PositiveMoney
+
+Sku: TypeAlias = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_SKU), AfterValidator(_sku)
+]
+"""What a thing is called in stock."""
+
+
+class Line(BaseModel):
+    """So many of a thing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sku: Sku
+    quantity: Annotated[int, Field(strict=True, ge=1, le=MAX_QUANTITY)]
+
+
+def _each_once(lines: tuple[Line, ...]) -> tuple[Line, ...]:
+    if len({line.sku for line in lines}) < len(lines):
+        raise ValueError("each SKU has one line: add up the quantities")
+    return lines
+
+
+Lines: TypeAlias = Annotated[tuple[Line, ...], Field(max_length=MAX_LINES), AfterValidator(_each_once)]
+"""What is ordered."""
+
+
+# Customer Service
 
 
 class CreditReserved(Reply):
@@ -65,5 +110,58 @@ class CreditLimitExceeded(Failure):
 
 class CustomerUnknown(Failure):
     """There is no such customer."""
+
+    order_id: UUID
+
+
+class ReserveCredit(Command):
+    """Reserve part of a customer's credit for an order. A second one for the same order reserves nothing more."""
+
+    replies = (CreditReserved, CreditLimitExceeded, CustomerUnknown)
+
+    order_id: UUID
+    customer_id: UUID
+    amount: PositiveMoney
+
+
+class ReleaseCredit(Command):
+    """Undo ReserveCredit: the order's credit may be reserved for others."""
+
+    order_id: UUID
+
+
+# Inventory Service
+
+
+class StockReserved(Reply):
+    """All of it is reserved."""
+
+    order_id: UUID
+
+
+class OutOfStock(Failure):
+    """There is not enough of a thing, or no such thing: nothing is reserved."""
+
+    order_id: UUID
+    sku: str
+
+
+class ReserveStock(Command):
+    """Reserve what is ordered: all of it, or nothing."""
+
+    replies = (StockReserved, OutOfStock)
+
+    order_id: UUID
+    lines: Lines
+
+
+class ReleaseStock(Command):
+    """Undo ReserveStock: what is reserved for the order may be had by others."""
+
+    order_id: UUID
+
+
+class ConfirmStock(Command):
+    """What is reserved for the order is sold, and will not come back."""
 
     order_id: UUID

@@ -33,6 +33,8 @@ AGGREGATE_TYPE: Final = "aggregate_type"
 AGGREGATE_ID: Final = "aggregate_id"
 CAUSATION_ID: Final = "causation_id"
 OPERATION: Final = "operation"
+ATTEMPT: Final = "attempt"
+COMPENSATION: Final = "compensation"
 
 
 @dataclass(frozen=True, slots=True)

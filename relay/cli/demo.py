@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import random
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -19,9 +20,12 @@ from relay.tasks import end
 from relay.wal.lag import Lag, measure
 
 if TYPE_CHECKING:
+    from relay.demo.play import Plan
     from relay.demo.stack import Addresses, Stack
 
 ORDERS: Final = 200
+CHAOS_ORDERS: Final = 400
+"""How many orders are placed, unless told otherwise; the second number with chaos."""
 
 WATCH_S: Final = 0.2
 """How often the progress bar moves."""
@@ -30,7 +34,9 @@ STALL_S: Final = 60.0
 """The demo fails when no order is settled for so long."""
 
 CATCH_UP_S: Final = 5.0
-"""How long PostgreSQL may take to be told that the last message is confirmed."""
+"""How long the last replies may take to be handled, and PostgreSQL to be told that the last message is confirmed."""
+
+SEED_MAX: Final = 2**32 - 1
 
 
 class ExtraMissing(RelayError):
@@ -51,7 +57,7 @@ class Stalled(RelayError):
     type=click.IntRange(min=0),
     envvar="RELAY_ORDERS",
     show_envvar=True,
-    help=f"How many orders to place: {ORDERS}, but with --keep none, unless given.",
+    help=f"How many orders to place: {ORDERS}, with --chaos {CHAOS_ORDERS}, but with --keep none, unless given.",
 )
 @click.option(
     "--keep",
@@ -60,24 +66,41 @@ class Stalled(RelayError):
     show_envvar=True,
     help="Leave everything running until Ctrl-C, to play with.",
 )
+@click.option(
+    "--chaos",
+    is_flag=True,
+    envvar="RELAY_CHAOS",
+    show_envvar=True,
+    help="For 40 s, while orders are placed, kill the relay and each service at least once every 10 s.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=SEED_MAX),
+    envvar="RELAY_SEED",
+    show_envvar=True,
+    help="Decides when --chaos kills; any, and printed, unless given.",
+)
 @format_option
-def demo(orders: int | None, keep: bool, output: OutputFormat) -> int:
+def demo(orders: int | None, keep: bool, chaos: bool, seed: int | None, output: OutputFormat) -> int:
     """Start private servers and the whole stack, place orders, check what became of them, and stop.
 
-    PostgreSQL, RabbitMQ, the relay, the Order Service and the Customer Service run on free ports of 127.0.0.1, with
-    data of their own in a temporary directory, and touch no server that runs already. A broken invariant ends it with
-    exit status 1.
+    PostgreSQL, RabbitMQ, the relay, and the services for orders, customers and inventory run on free ports of
+    127.0.0.1, with data of their own in a temporary directory, and touch no server that runs already. Some orders are
+    refused, and one service is down for a while. A broken invariant ends it with exit status 1.
 
     With --keep and --format json, standard output has one line, once everything is ready for orders.
     """
     try:
         from relay.demo.install import ensure_rabbitmq
+        from relay.demo.play import Plan
         from relay.demo.stack import Stack
     except ImportError as error:
         raise ExtraMissing(f"the demo needs the package {error.name}") from None
     ensure_rabbitmq(sys.stdin.isatty() and sys.stderr.isatty(), _say)
-    count = orders if orders is not None else 0 if keep else ORDERS
-    work = _keep(Stack(_say), count, output) if keep else _demonstrate(Stack(_say), count, output)
+    usual = CHAOS_ORDERS if chaos else ORDERS
+    count = orders if orders is not None else 0 if keep else usual
+    plan = Plan(count, (random.SystemRandom().randint(0, SEED_MAX) if seed is None else seed) if chaos else None)
+    work = _keep(Stack(_say), plan, output) if keep else _demonstrate(Stack(_say), plan, output)
     return asyncio.run(_until_signal(work, stopped=ExitCode.OK if keep else ExitCode.FAILURE))
 
 
@@ -101,20 +124,20 @@ async def _until_signal(work: Coroutine[Any, Any, ExitCode], stopped: ExitCode) 
         return stopped
 
 
-async def _demonstrate(stack: "Stack", count: int, output: OutputFormat) -> ExitCode:
+async def _demonstrate(stack: "Stack", plan: "Plan", output: OutputFormat) -> ExitCode:
     async with stack:
-        report = await _play(stack, count)
+        report = await _play(stack, plan)
         click.echo(json.dumps(report.as_json()) if output == "json" else report.as_text())
         _say("stopping everything")
     return ExitCode.OK if report.audit.ok else ExitCode.FAILURE
 
 
-async def _keep(stack: "Stack", count: int, output: OutputFormat) -> ExitCode:
+async def _keep(stack: "Stack", plan: "Plan", output: OutputFormat) -> ExitCode:
     async with stack:
         if output == "json":
             click.echo(json.dumps(_ready_line(stack)))
-        if count:
-            report = await _play(stack, count)
+        if plan.orders:
+            report = await _play(stack, plan)
             click.echo(report.as_text(), err=output == "json")
         if output != "json":
             click.echo(_what_to_play_with(stack.addresses))
@@ -122,21 +145,21 @@ async def _keep(stack: "Stack", count: int, output: OutputFormat) -> ExitCode:
     return ExitCode.OK
 
 
-async def _play(stack: "Stack", count: int) -> Report:
+async def _play(stack: "Stack", plan: "Plan") -> Report:
     """Place orders, wait until all are settled and confirmed, and look at what became of them."""
     from relay.demo.audit import audit
-    from relay.demo.load import place_orders
+    from relay.demo.play import play
 
     addresses = stack.addresses
-    placing = asyncio.ensure_future(place_orders(addresses.services, count))
+    placing = asyncio.ensure_future(play(stack, plan, _say))
     try:
-        await _settled(addresses.dsns["orders"], count, placing)
+        await _settled(addresses.dsns["orders"], plan.orders, placing)
         await placing
     finally:
         await end(placing)
-    settings = load(addresses.config)
-    lags = await asyncio.to_thread(_caught_up, settings)
-    return Report(count, await asyncio.to_thread(audit, addresses.dsns), lags)
+    lags = await asyncio.to_thread(_caught_up, load(addresses.config), addresses.dsns)
+    found = await asyncio.to_thread(audit, addresses.dsns)
+    return Report(plan.orders, dict(sorted(stack.kills.items())), found, lags)
 
 
 async def _settled(dsn: str, count: int, placing: "asyncio.Future[None]") -> None:
@@ -144,26 +167,33 @@ async def _settled(dsn: str, count: int, placing: "asyncio.Future[None]") -> Non
     from relay.demo.audit import unsettled
 
     loop = asyncio.get_running_loop()
-    moved_at = loop.time()
+    moved_at, settled = loop.time(), 0
     with click.progressbar(length=count, label="orders", file=sys.stderr) as bar:
-        while bar.pos < count or not placing.done():
-            await asyncio.wait({placing}, timeout=WATCH_S) if not placing.done() else await asyncio.sleep(WATCH_S)
-            if placing.done():
+        while True:
+            all_placed = placing.done()
+            if all_placed:
                 placing.result()
-            pending, total = await asyncio.to_thread(unsettled, dsn)
-            if total - pending > bar.pos:
-                bar.update(total - pending - bar.pos)
-                moved_at = loop.time()
+            unfinished, total = await asyncio.to_thread(unsettled, dsn)
+            if total - unfinished > settled:
+                bar.update(min(total - unfinished, count) - min(settled, count))
+                settled, moved_at = total - unfinished, loop.time()
             elif loop.time() - moved_at > STALL_S:
-                raise Stalled(f"{pending} of {total} orders are PENDING, and none was settled for {STALL_S:.0f} s")
+                raise Stalled(f"{unfinished} of {total} orders are not settled, and none was for {STALL_S:.0f} s")
+            # One whose answer got lost was placed again, so there may be more of them than were wanted.
+            if all_placed and unfinished == 0:
+                return
+            await asyncio.wait({placing}, timeout=WATCH_S) if not all_placed else await asyncio.sleep(WATCH_S)
 
 
-def _caught_up(settings: Settings) -> list[Lag]:
-    """Each source's lag once everything is confirmed; as it is then, if that takes too long."""
+def _caught_up(settings: Settings, dsns: Mapping[str, str]) -> list[Lag]:
+    """Each source's lag once everything is handled and confirmed; as it is then, if that takes too long."""
+    from relay.demo.audit import undelivered
+
     deadline = time.monotonic() + CATCH_UP_S
     while True:
         lags = [measure(source.name, source.dsn.get_secret_value(), source.slot) for source in settings.source]
-        if not any(lag.lag_bytes for lag in lags) or time.monotonic() > deadline:
+        on_their_way = undelivered(dsns) or any(lag.lag_bytes for lag in lags)
+        if not on_their_way or time.monotonic() > deadline:
             return lags
         time.sleep(WATCH_S)
 
@@ -181,23 +211,27 @@ def _ready_line(stack: "Stack") -> dict[str, object]:
 
 
 def _what_to_play_with(addresses: "Addresses") -> str:
-    customers, orders = addresses.services["customers"], addresses.services["orders"]
+    customers, orders, inventory = (addresses.services[name] for name in ("customers", "orders", "inventory"))
     config = shlex.quote(str(addresses.config))
     json_header = "-H 'content-type: application/json'"
+    lines = '[{"sku": "lamp", "quantity": 2}]'
     relay = shlex.quote(sys.argv[0]) if sys.argv[0].endswith("relay") else f"{sys.executable} -m relay"
     query = shlex.quote("SELECT * FROM relay.saga_log ORDER BY at")
+    dsns = "\n                     ".join(addresses.dsns.values())
     return f"""
 Everything runs until Ctrl-C.
 
   Order Service      {orders}/docs
   Customer Service   {customers}/docs
+  Inventory Service  {inventory}/docs
   RabbitMQ           {addresses.amqp_url}
                      {addresses.management_url} (the same user and password)
-  PostgreSQL         {addresses.dsns["orders"]}
-                     {addresses.dsns["customers"]}
+  PostgreSQL         {dsns}
 
   curl {json_header} -d '{{"name": "Ada", "credit_limit": "100.00"}}' {customers}/customers
-  curl {json_header} -d '{{"customer_id": "…", "total": "25.00"}}' {orders}/orders
+  curl {json_header} -X PUT -d '{{"quantity": 5}}' {inventory}/stock/lamp
+  curl {json_header} -d '{{"customer_id": "…", "total": "25.00", "lines": {lines}}}' {orders}/orders
+  {relay} saga list --config {config}
   {relay} lag --watch --config {config}
   psql {addresses.dsns["orders"]} -c {query}
 """

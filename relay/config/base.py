@@ -1,30 +1,22 @@
 """What every part of the settings tree is made of."""
 
 import json
-import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-_DURATION: Final = re.compile(r"(\d+)([smhd])")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+from relay.duration import seconds
 
 
 def _duration(given: Any) -> Any:
     """Read `90s`, `30m`, `12h` or `7d`."""
-    found = _DURATION.fullmatch(given) if isinstance(given, str) else None
-    if found is None:
-        raise ValueError("should be a time like 90s, 30m, 12h or 7d")
-    try:
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
-    except OverflowError:
-        raise ValueError("should be less than a billion days") from None
+    return timedelta(seconds=seconds(given if isinstance(given, str) else ""))
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
-"""A time as people write it: a number and one of s, m, h, d."""
+"""A time as people write it: a number and one of ms, s, m, h, d."""
 
 
 class Frozen(BaseModel):

@@ -29,6 +29,7 @@ class Child:
         self._command = (sys.executable, "-m", *arguments)
         self._environment = {**_inherited(), **environment}
         self._process: asyncio.subprocess.Process | None = None
+        self._held_back_s: float | None = None
 
     @property
     def pid(self) -> int:
@@ -53,9 +54,23 @@ class Child:
         """Start it again whenever it ends, and say so. Runs until cancelled."""
         while self._process is not None:
             status = await self._process.wait()
-            say(f"{self.name} {how_it_ended(status)}; starting it again. Its last words:\n{self.last_words()}")
-            await asyncio.sleep(RESTART_S)
+            held_back_s, self._held_back_s = self._held_back_s, None
+            if held_back_s is None:
+                say(f"{self.name} {how_it_ended(status)}; starting it again. Its last words:\n{self.last_words()}")
+            await asyncio.sleep(held_back_s or RESTART_S)
             await self.start()
+
+    def kill(self, held_back_s: float = RESTART_S) -> bool:
+        """SIGKILL. `keep` starts it again that much later, and has nothing to say. False when it does not run."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return False
+        try:
+            process.kill()
+        except ProcessLookupError:  # it has just ended by itself
+            return False
+        self._held_back_s = held_back_s
+        return True
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL when that takes too long."""

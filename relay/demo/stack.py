@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import psycopg
 from relay.broker.connection import Connection
 from relay.broker.topology import ServiceQueue, declare_service
 from relay.demo.access import RELAY, create_database, create_role, relay_user, service_user
-from relay.demo.child import Child, Say, how_it_ended
+from relay.demo.child import RESTART_S, Child, Say, how_it_ended
 from relay.demo.host import LOOPBACK, ServerFailed, free_ports
 from relay.demo.postgres import PrivatePostgres
 from relay.demo.rabbitmq import PrivateRabbitMQ
@@ -29,7 +30,7 @@ from relay.errors import RelayError
 from relay.schema import migrate, sql_folder
 from relay.tasks import end, undisturbed
 
-SERVICES: Final = ("orders", "customers")
+SERVICES: Final = ("orders", "customers", "inventory")
 
 READY_S: Final = 60.0
 """How long the relay and the services may take until they work."""
@@ -54,7 +55,7 @@ class Addresses:
 
 
 class Stack:
-    """PostgreSQL, RabbitMQ, the relay for two sources, and two services. Use it as an async context manager."""
+    """PostgreSQL, RabbitMQ, the relay for three sources, and three services. Use it as an async context manager."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -66,12 +67,25 @@ class Stack:
         self._keepers: list[asyncio.Task[None]] = []
         self._directory = Path()
         self.addresses: Addresses
+        self.kills: Counter[str] = Counter()
+        """How often each process was killed on purpose."""
 
     @property
     def pids(self) -> dict[str, int]:
         """The processes, as they are now."""
         children = {name: child.pid for name, child in self._children.items()}
         return children | {name: server.pid for name, server in self._servers.items()}
+
+    @property
+    def killable(self) -> list[str]:
+        """The relay and the services."""
+        return list(self._children)
+
+    def kill(self, name: str, held_back_s: float = RESTART_S) -> bool:
+        """SIGKILL to the relay or a service, which is started again that much later. False when it does not run."""
+        killed = self._children[name].kill(held_back_s)
+        self.kills[name] += killed
+        return killed
 
     async def __aenter__(self) -> Self:
         if importlib.util.find_spec("services") is None:
@@ -175,7 +189,7 @@ class Stack:
                     self._say(f"{name} did not start: {error}")
 
     async def _ready(self) -> None:
-        """Wait until both services answer and the relay streams from both databases."""
+        """Wait until all services answer and the relay streams from all databases."""
         async with httpx.AsyncClient() as client:
             try:
                 async with asyncio.timeout(READY_S):

@@ -2,25 +2,48 @@
 
 from relay.messaging import event_store, inbox, outbox
 from relay.messaging.event_store import StoredEvent, UnreadableEvent, WrongVersion
-from relay.messaging.message import Command, Event, Failure, Incoming, Message, Reply, Unprocessable
+from relay.messaging.handler import HandlerTaken, Outcome, UndeclaredReply
+from relay.messaging.jobs import JobTaken
+from relay.messaging.message import (
+    Command,
+    Compensated,
+    Done,
+    Event,
+    Failure,
+    Incoming,
+    Message,
+    OperationCancelled,
+    Reply,
+    Unprocessable,
+)
+from relay.messaging.operation import Operation
 from relay.messaging.outbox import NotInTransaction, WrongDestination
-from relay.messaging.service import HandlerTaken, Service
+from relay.messaging.retry import Retry
+from relay.messaging.service import Service
 from relay.messaging.transaction import Pool, Transaction, TransactionLost
 
 __all__ = [
     "Command",
+    "Compensated",
+    "Done",
     "Event",
     "Failure",
     "HandlerTaken",
     "Incoming",
+    "JobTaken",
     "Message",
     "NotInTransaction",
+    "Operation",
+    "OperationCancelled",
+    "Outcome",
     "Pool",
     "Reply",
+    "Retry",
     "Service",
     "StoredEvent",
     "Transaction",
     "TransactionLost",
+    "UndeclaredReply",
     "Unprocessable",
     "UnreadableEvent",
     "WrongDestination",

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, Self, TypeAlias, TypeVar
+from typing import ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from relay.broker import properties as names
-from relay.broker.properties import Delivery, HeaderValue
+from relay.broker.properties import Delivery, HeaderValue, Properties
 from relay.errors import RelayError
+
+ATTEMPT_MAX: Final = 2**31 - 1
+"""The last attempt that the tables can hold."""
 
 Kind: TypeAlias = Literal["event", "command", "reply"]
 
@@ -27,10 +30,6 @@ class Event(Message):
     """Something happened. Addressed to nobody: whoever is interested listens."""
 
 
-class Command(Message):
-    """Please do: addressed to one service."""
-
-
 class Reply(Message):
     """The outcome of a command, addressed to the service that sent it."""
 
@@ -39,16 +38,35 @@ class Failure(Reply):
     """The outcome of a command that was refused for a business reason: what was asked has not happened."""
 
 
+class Done(Reply):
+    """The command is carried out, and there is nothing more to say: what a handler that returns None has sent."""
+
+
+class Compensated(Reply):
+    """What was to be undone is undone, or was never done and never will be."""
+
+
+class OperationCancelled(Failure):
+    """The operation was undone before it ran: nothing has been done, and nothing will be."""
+
+
+class Command(Message):
+    """Please do: addressed to one service."""
+
+    replies: ClassVar[tuple[type[Reply], ...]] = ()
+    """What it may be answered with. Empty: that is not told, and nothing is checked."""
+
+
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 class Unprocessable(RelayError):
-    """This message can never be handled, however often it is tried: it goes to the dead letters at once.
+    """This message cannot be handled, however often it is tried: it is dead at once.
 
     A handler may raise it too.
     """
 
-    hint = "The message is in the service's queue of dead letters, as it was sent."
+    hint = "It is kept, as it was sent: `relay dead list` shows it, `relay dead replay` lets the service try it again."
 
 
 def type_of(message: Message | type[Message]) -> str:
@@ -85,7 +103,11 @@ def _complaint(location: tuple[int | str, ...], message: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """What a delivery says about its message. `sent_at` is the sender's time, to the second, where it tells one."""
+    """What a delivery says about its message. `sent_at` is the sender's time, to the second, where it tells one.
+
+    `operation` is what must happen at most once; `attempt` counts, from 1, how often the sender has asked for it anew.
+    `compensation` counts that of what undoes it, and is None in whatever does not undo or say that something is undone.
+    """
 
     message_id: str
     type: str
@@ -97,11 +119,17 @@ class Incoming:
     sent_at: datetime | None
     headers: Mapping[str, HeaderValue]
     body: bytes
+    attempt: int = 1
+    compensation: int | None = None
 
     @classmethod
     def of(cls, delivery: Delivery) -> Self:
         """Read a delivery. Raises Unprocessable when it has no message id or no type."""
-        said = delivery.properties
+        return cls.read(delivery.properties, delivery.body)
+
+    @classmethod
+    def read(cls, said: Properties, body: bytes) -> Self:
+        """Read what a message says. Raises Unprocessable when it has no message id or no type."""
         message_id = said.message_id or said.header(names.CE_ID)
         if not message_id:
             raise Unprocessable("the message has no id: nobody could tell it from its own repetition")
@@ -122,12 +150,20 @@ class Incoming:
             operation=said.header(names.OPERATION),
             sent_at=_time(said.timestamp),
             headers=said.headers,
-            body=delivery.body,
+            body=body,
+            attempt=_attempt(said.headers.get(names.ATTEMPT)),
+            compensation=_attempt(said.headers[names.COMPENSATION]) if names.COMPENSATION in said.headers else None,
         )
 
 
+def _attempt(header: HeaderValue) -> int:
+    """Which attempt it is. What is no such number counts as the first, which never makes anything happen twice."""
+    text = str(header) if isinstance(header, str | int) else ""
+    return int(text) if text.isdecimal() and 0 < int(text) <= ATTEMPT_MAX else 1
+
+
 def _time(timestamp_s: int | None) -> datetime | None:
-    """The time is only for information, so one that cannot be (some send milliseconds) is as good as none."""
+    """A time that cannot be (some send milliseconds) is as good as none."""
     if timestamp_s is None:
         return None
     try:

@@ -18,12 +18,13 @@ from relay.messaging.message import Message, kind_of, type_of
 Aggregate: TypeAlias = tuple[str, str | UUID]
 """Type and id of what must stay in order: ("order", order_id)."""
 
-_INSERT: Final[LiteralString] = """
+INSERT: Final[LiteralString] = """
     INSERT INTO relay.outbox (kind, aggregate_type, aggregate_id, type, destination, correlation_id, reply_to,
                               causation_id, operation, headers, payload)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::json, %s::text::json)
     RETURNING id
 """
+"""Writes a Row. A statement that does more begins with something that writes too."""
 
 # Since PostgreSQL 17 there is a fourth parameter, `flush`, false unless given. The commit flushes a transactional
 # message anyway, so three mean the same in every version. The cast decides between the functions for text and bytea.
@@ -59,7 +60,7 @@ class Options(TypedDict, total=False):
     """Write the message to the write-ahead log, and to no table."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """What is inserted, in the order of the statement's columns and under their names."""
 
     kind: str
@@ -111,15 +112,15 @@ def add(
         return _emit(conn, row)
     if isinstance(conn, AsyncConnection):
         return _insert(conn, row)
-    return cast(UUID, conn.cursor(row_factory=scalar_row).execute(_INSERT, row).fetchone())
+    return cast(UUID, conn.cursor(row_factory=scalar_row).execute(INSERT, row).fetchone())
 
 
-async def _insert(conn: AsyncConnection[Any], row: _Row) -> UUID:
-    cursor = await conn.cursor(row_factory=scalar_row).execute(_INSERT, row)
+async def _insert(conn: AsyncConnection[Any], row: Row) -> UUID:
+    cursor = await conn.cursor(row_factory=scalar_row).execute(INSERT, row)
     return cast(UUID, await cursor.fetchone())
 
 
-def _emit(conn: Connection[Any] | AsyncConnection[Any], row: _Row) -> UUID | Coroutine[Any, Any, UUID]:
+def _emit(conn: Connection[Any] | AsyncConnection[Any], row: Row) -> UUID | Coroutine[Any, Any, UUID]:
     message_id = _new_id()
     content = _content(message_id, row)
     if isinstance(conn, AsyncConnection):
@@ -139,7 +140,7 @@ def _new_id() -> UUID:
     return UUID(int=bits & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62)
 
 
-def _content(message_id: UUID, row: _Row) -> str:
+def _content(message_id: UUID, row: Row) -> str:
     """A JSON object with the columns of the outbox, nulls left out. Headers and payload are JSON already."""
     names = {name: value for name, value in row._asdict().items() if value is not None}
     headers, payload = names.pop("headers"), names.pop("payload")
@@ -147,12 +148,12 @@ def _content(message_id: UUID, row: _Row) -> str:
     return f'{head[:-1]},"headers":{headers},"payload":{payload}}}'
 
 
-def _row(message: Message, aggregate: Aggregate, options: Options) -> _Row:
+def _row(message: Message, aggregate: Aggregate, options: Options) -> Row:
     kind, destination = kind_of(message), options.get("to")
     if (kind == "event") != (destination is None):
         wrong = "an event has no destination" if kind == "event" else f"a {kind} needs a destination: to="
         raise WrongDestination(f"{type_of(message)}: {wrong}")
-    return _Row(
+    return Row(
         kind=kind,
         aggregate_type=aggregate[0],
         aggregate_id=str(aggregate[1]),

@@ -1,58 +1,99 @@
 """A service: its name, what it handles, and the loop that handles it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from relay.broker.properties import Delivery
 from relay.broker.topology import ServiceQueue
-from relay.errors import RelayError
-from relay.messaging.handler import Handler, Route
-from relay.messaging.message import AnyMessage, Command, Event, Reply, type_of
+from relay.messaging import jobs
+from relay.messaging.handler import Handler, Outcome, ReplyHandler, Route, Routes
+from relay.messaging.jobs import Job
+from relay.messaging.message import AnyMessage, Command, Event, Reply
+from relay.messaging.pruning import Pruning
+from relay.messaging.receiver import Receiver
+from relay.messaging.retrier import Retrier
+from relay.messaging.retry import Retry
+from relay.messaging.settling import Settling
 from relay.messaging.transaction import Pool, Transaction
-from relay.messaging.worker import CONCURRENCY, PREFETCH_MESSAGES, Worker
+from relay.messaging.worker import CONCURRENCY, PREFETCH_MESSAGES, STOP_GRACE_S, Worker
+from relay.tasks import end
 
 AnyCommand = TypeVar("AnyCommand", bound=Command)
 AnyEvent = TypeVar("AnyEvent", bound=Event)
 AnyReply = TypeVar("AnyReply", bound=Reply)
-Outcome = TypeVar("Outcome", bound=Reply | None)
+Answer = TypeVar("Answer", bound=Reply | None)
 
-
-class HandlerTaken(RelayError):
-    """A service handles each type of message in one place."""
-
-    hint = "One handler can call several functions; they share its transaction."
+RETRY: Final = Retry(attempts=12, backoff="1s..5m")
+"""How often a message is tried in all, and how long it is put off in between: a quarter of an hour in all."""
 
 
 class Service:
     """A participant: it handles messages, each in one transaction of its own database, and writes to nothing else.
 
-    Handlers are registered with the decorators `command` and `event` (the saga orchestrator uses `reply`) before `run`.
-    Raises HandlerTaken when a type of message has a handler already.
+    Handlers are registered with the decorators `command`, `compensation` and `event` (the saga orchestrator uses
+    `replies`) before `run`. Raises HandlerTaken when a type of message has a handler already.
     """
 
-    def __init__(self, name: str, *, prefetch: int = PREFETCH_MESSAGES, concurrency: int = CONCURRENCY) -> None:
+    def __init__(
+        self, name: str, *, prefetch: int = PREFETCH_MESSAGES, concurrency: int = CONCURRENCY, retry: Retry = RETRY
+    ) -> None:
         self.name = name
         self._prefetch = prefetch
         self._concurrency = concurrency
-        self._routes: dict[str, Route] = {}
+        self._retry = retry
+        self._routes = Routes(name)
+        self._receiver = Receiver(name, self._routes)
+        self._jobs: dict[str, Job] = {
+            "retries": Retrier(self._receiver, retry).run,
+            "pruning": Pruning(name).run,
+        }
 
     @property
     def queue(self) -> ServiceQueue:
         """The queue that the service consumes, as the handlers registered so far need it."""
-        events = (name for name, route in self._routes.items() if issubclass(route.message_type, Event))
-        return ServiceQueue(self.name, frozenset(events))
+        return ServiceQueue(self.name, self._routes.events)
 
     def command(
         self, command_type: type[AnyCommand]
     ) -> Callable[
-        [Callable[[AnyCommand, Transaction], Awaitable[Outcome]]],
-        Callable[[AnyCommand, Transaction], Awaitable[Outcome]],
+        [Callable[[AnyCommand, Transaction], Awaitable[Answer]]],
+        Callable[[AnyCommand, Transaction], Awaitable[Answer]],
     ]:
-        """Register a handler of a command. The reply that it returns commits with its work."""
+        """Register a handler of a command. The reply that it returns commits with its work.
 
+        Returns it a Failure, its own writes are rolled back, and the reply commits all the same. Of a command with an
+        operation, the handler runs at most once: whoever asks again gets the same reply. It runs again for a later
+        attempt after a Failure, and never after the compensation, even if that came first.
+        """
+        return self._commands(command_type, undoes=False)
+
+    def compensation(
+        self, command_type: type[AnyCommand]
+    ) -> Callable[
+        [Callable[[AnyCommand, Transaction], Awaitable[Answer]]],
+        Callable[[AnyCommand, Transaction], Awaitable[Answer]],
+    ]:
+        """Register a handler of the command that undoes what another has done.
+
+        It runs only if the action of the same operation has, and once. Otherwise the operation is cancelled, so that
+        an action which comes late does nothing. Returns it a Failure, nothing is undone, and it can be asked for again.
+        """
+        return self._commands(command_type, undoes=True)
+
+    def _commands(
+        self, command_type: type[AnyCommand], *, undoes: bool
+    ) -> Callable[
+        [Callable[[AnyCommand, Transaction], Awaitable[Answer]]],
+        Callable[[AnyCommand, Transaction], Awaitable[Answer]],
+    ]:
         def register(
-            handler: Callable[[AnyCommand, Transaction], Awaitable[Outcome]],
-        ) -> Callable[[AnyCommand, Transaction], Awaitable[Outcome]]:
-            self._register(command_type, handler)
+            handler: Callable[[AnyCommand, Transaction], Awaitable[Answer]],
+        ) -> Callable[[AnyCommand, Transaction], Awaitable[Answer]]:
+            self._register(command_type, handler, undoes=undoes)
             return handler
 
         return register
@@ -76,18 +117,46 @@ class Service:
         """Register a handler of replies to this service's own commands."""
         self._register(reply_type, handler)
 
+    def replies(self, handler: ReplyHandler) -> None:
+        """Register the handler of every reply that names an operation and has no handler of its type."""
+        self._routes.add_replies(handler)
+
+    def job(self, name: str, job: Job) -> None:
+        """Let a job run beside the handlers, for as long as the service runs.
+
+        While the database is away it is begun anew until that is back; so it is, with an error in the log, when it
+        raises anything else. When the service stops, it is cancelled. Raises JobTaken for a second job of a name.
+        """
+        if name in self._jobs:
+            raise jobs.JobTaken(f"service {self.name} has a job {name} already")
+        self._jobs[name] = job
+
+    async def handle(self, delivery: Delivery, conn: AsyncConnection[TupleRow]) -> Outcome:
+        """Do everything that one message does, in the caller's transaction, who commits and then acknowledges it.
+
+        Raises what the handler raises, Unprocessable, and what psycopg raises: then the caller rolls back, at least to
+        a savepoint, and nothing of it has happened. Raises NotInTransaction.
+        """
+        return await self._receiver.handle(delivery, conn)
+
     async def run(self, pool: Pool, amqp_url: str) -> None:
         """Handle messages until cancelled: some at once, those of one aggregate in the order of the queue.
 
         A message is acknowledged after its transaction has committed; seen before, it is acknowledged and not handled
-        again. While RabbitMQ or PostgreSQL is away, this waits. When it is cancelled, the transaction at hand is given
-        time to finish. Raises BrokerError when RabbitMQ refuses what waiting does not mend.
+        again. One that cannot be handled yet is put off, and those of its aggregate that come later wait behind it.
+        While RabbitMQ or PostgreSQL is away, this waits. When it is cancelled, the transactions at hand are given time
+        to finish. Raises BrokerError when RabbitMQ refuses what waiting does not mend.
         """
-        worker = Worker(self.queue, dict(self._routes), pool, prefetch=self._prefetch, concurrency=self._concurrency)
-        await worker.run(amqp_url)
+        settling = Settling(self._receiver, pool, self._retry)
+        worker = Worker(self.queue, settling, pool, prefetch=self._prefetch, concurrency=self._concurrency)
+        await worker.database_is_ready()
+        working = asyncio.create_task(worker.run(amqp_url))
+        beside = [asyncio.create_task(jobs.keep(self.name, name, job, pool)) for name, job in self._jobs.items()]
+        try:
+            await asyncio.wait({working})
+        finally:
+            await end(working, *beside, again_s=2 * STOP_GRACE_S)
+        await working
 
-    def _register(self, message_type: type[AnyMessage], handler: Handler[AnyMessage]) -> None:
-        name = type_of(message_type)
-        if name in self._routes:
-            raise HandlerTaken(f"service {self.name} has a handler of {name} already")
-        self._routes[name] = Route.to(handler, message_type)
+    def _register(self, message_type: type[AnyMessage], handler: Handler[AnyMessage], *, undoes: bool = False) -> None:
+        self._routes.add(Route.to(handler, message_type, undoes=undoes))

@@ -1,152 +1,175 @@
-"""Definitions of sagas: steps, in their order, and what undoes them. Data for the transition function, no behaviour."""
+"""Definitions of sagas: steps, in their order, and what undoes them."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Generic, Literal, NoReturn, TypeAlias, Unpack
 
-from pydantic import BaseModel
-
+from relay.duration import seconds
 from relay.errors import RelayError
-from relay.messaging import Command, Failure, Reply, Transaction
-from relay.messaging.message import type_of
+from relay.messaging import Command
+from relay.messaging.outbox import Aggregate
+from relay.saga.check import check
+from relay.saga.step import (
+    Action,
+    Condition,
+    LocalOptions,
+    LocalStep,
+    Nature,
+    RemoteOptions,
+    RemoteStep,
+    S,
+    Step,
+    following,
+    line,
+)
 
-S = TypeVar("S", bound=BaseModel)
-R = TypeVar("R", bound=Reply)
-C = TypeVar("C", bound=Command)
+Stage: TypeAlias = tuple[Step[S], ...]
+"""Steps that start together. The next stage starts when all of them are done."""
 
-Action: TypeAlias = Callable[[S, Transaction], Awaitable[None]]
-"""Local work, in the transaction of the saga. It may change the state."""
+OnLocked: TypeAlias = Literal["fail", "wait", "queue"]
+"""What becomes of a saga whose resource another one is working on: `start` raises Locked; it waits its turn, but no
+longer than `lock_timeout`; or it waits however long that takes."""
+
+LOCK_TIMEOUT: Final = "1m"
 
 
 class DefinitionError(RelayError):
     """The definition of a saga cannot work. The message names the saga, and the step."""
 
 
-class LocalStep(Generic[S]):
-    """A step in the database of the saga's owner, in the same transaction as the saga's state."""
-
-    def __init__(self, saga: "Saga[S]", action: Action[S], *, pivot: bool) -> None:
-        self._saga = saga
-        self.name = action.__name__
-        self.action = action
-        self.pivot = pivot
-        self.compensation: Action[S] | None = None
-
-    def compensate(self, compensation: Action[S]) -> Action[S]:
-        """Register what undoes the step when a later one fails."""
-        self._saga.require_open()
-        if self.compensation is not None:
-            self._saga.refuse("it has two compensations", self.name)
-        self.compensation = compensation
-        return compensation
-
-
-class RemoteStep(Generic[S]):
-    """A step in another service: a command, and a reply that says what became of it."""
-
-    def __init__(self, saga: "Saga[S]", command: Callable[[S], Command], to: str) -> None:
-        self._saga = saga
-        self.name = command.__name__
-        self.command = command
-        self.to = to
-        self._replies: dict[str, type[Reply]] = {}
-        self._handlers: dict[str, Callable[[S, Any], None]] = {}
-
-    def on(self, reply_type: type[R]) -> Callable[[Callable[[S, R], None]], Callable[[S, R], None]]:
-        """Register what a reply does to the state. A reply that is a Failure fails the step, any other completes it."""
-
-        def register(handler: Callable[[S, R], None]) -> Callable[[S, R], None]:
-            self._saga.require_open()
-            name = type_of(reply_type)
-            if name in self._replies:
-                self._saga.refuse(f"it handles {name} twice", self.name)
-            self._replies[name] = reply_type
-            self._handlers[name] = handler
-            return handler
-
-        return register
-
-    @property
-    def replies(self) -> Mapping[str, type[Reply]]:
-        """The replies that the step knows, by the names of their types."""
-        return self._replies
-
-    @property
-    def can_fail(self) -> bool:
-        """Whether a reply may fail the step."""
-        return any(issubclass(reply, Failure) for reply in self._replies.values())
-
-    def apply(self, state: S, reply: Reply) -> None:
-        """Let the handler of the reply change the state. Raises KeyError for a reply that the step does not know."""
-        self._handlers[type_of(reply)](state, reply)
-
-
-Step: TypeAlias = LocalStep[S] | RemoteStep[S]
-
-
 class Saga(Generic[S]):
     """A business process as a sequence of steps, in the order in which they are declared.
 
-    When a step fails, the steps before it are compensated in reverse. The *pivot* is the point of no return: no step
-    from there on can fail, and none is compensated. `state` is a pydantic model, kept as JSON; steps and the handlers
-    of replies change it, and the functions that make commands only read it.
+    Steps before the *pivot* are compensable: when one fails, what was done is undone, in reverse order unless the
+    definition says otherwise. The pivot is the point of no return. Steps after it are retriable: they are tried until
+    they succeed, or their budget is spent and the saga is suspended. Without a declared pivot, a last step that has no
+    compensation is it.
+
+    `state` is a pydantic model, kept as JSON; local steps and the handlers of replies change it, the functions that
+    make commands and the conditions only read it. `timeout` bounds the whole: when it is over before the pivot, the
+    saga is compensated. `lock` names what the saga works on, as type and id: no other saga that names it works on it
+    meanwhile.
 
     Raises DefinitionError for what cannot work: at the declaration where that shows already, the rest in `seal`.
     """
 
-    def __init__(self, name: str, *, state: type[S]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        state: type[S],
+        timeout: str | None = None,
+        compensation: Literal["reverse", "parallel"] = "reverse",
+        lock: Callable[[S], Aggregate] | None = None,
+        on_locked: OnLocked = "fail",
+        lock_timeout: str = LOCK_TIMEOUT,
+    ) -> None:
         self.name = name
         self.state = state
-        self._steps: dict[str, Step[S]] = {}
+        self.timeout_s = None if timeout is None else self._seconds("timeout", timeout)
+        self.lock = lock
+        self.on_locked: OnLocked = on_locked
+        self.lock_timeout_s = self._seconds("lock_timeout", lock_timeout)
+        self.stages: list[Stage[S]] = []
+        self._compensation = compensation
+        self._undo_order: tuple[Stage[S], ...] | None = None
+        self._by_name: dict[str, Step[S]] = {}
+        self._together: list[Step[S]] | None = None
         self._sealed = False
 
     @property
     def steps(self) -> tuple[Step[S], ...]:
-        """The steps in their order."""
-        return tuple(self._steps.values())
+        """The steps in their order, each followed by its alternatives."""
+        return tuple(each for stage in self.stages for step in stage for each in line(step))
 
-    def local(self, *, pivot: bool = False) -> Callable[[Action[S]], LocalStep[S]]:
-        """Declare a local step, named after its function."""
+    def local(
+        self, *, pivot: bool = False, when: Condition[S] | None = None, **options: Unpack[LocalOptions]
+    ) -> Callable[[Action[S]], LocalStep[S]]:
+        """Declare a local step, named after its function. `when` decides, as the step begins, whether it is skipped."""
 
         def declare(action: Action[S]) -> LocalStep[S]:
-            step = LocalStep(self, action, pivot=pivot)
-            self._add(step)
+            step = LocalStep(self, action, options)
+            self._add(step, pivot, when)
             return step
 
         return declare
 
-    def step(self, *, to: str) -> Callable[[Callable[[S], C]], RemoteStep[S]]:
+    def step(
+        self, *, to: str, pivot: bool = False, when: Condition[S] | None = None, **options: Unpack[RemoteOptions]
+    ) -> Callable[[Callable[[S], Command]], RemoteStep[S]]:
         """Declare a remote step, named after the function that makes its command; `to` is the service addressed."""
 
-        def declare(command: Callable[[S], C]) -> RemoteStep[S]:
-            step = RemoteStep(self, command, to)
-            self._add(step)
+        def declare(request: Callable[[S], Command]) -> RemoteStep[S]:
+            step = RemoteStep(self, request, to, options)
+            self._add(step, pivot, when)
             return step
 
         return declare
 
+    @contextmanager
+    def parallel(self) -> Iterator[None]:
+        """Steps that are declared within start together; the next step waits for all of them."""
+        self.require_open()
+        if self._together is not None:
+            raise DefinitionError(f"saga {self.name}: a parallel group within another one")
+        members: list[Step[S]] = []
+        self._together = members
+        try:
+            yield
+        finally:
+            self._together = None
+        if members:
+            self.stages.append(tuple(members))
+
+    def compensate_in_order(self, *stages: Step[S] | tuple[Step[S], ...]) -> None:
+        """Say in which order steps are undone; those in a tuple together. Alternatives belong to their step."""
+        self.require_open()
+        if self._undo_order is not None:
+            raise DefinitionError(f"saga {self.name}: the order of compensation is given twice")
+        self._undo_order = tuple(stage if isinstance(stage, tuple) else (stage,) for stage in stages)
+
     def find(self, step_name: str | None) -> Step[S] | None:
-        """The step of that name."""
-        return self._steps.get(step_name) if step_name is not None else None
+        """The step, or alternative, of that name."""
+        return self._by_name.get(step_name) if step_name is not None else None
 
-    def after(self, step_name: str) -> Step[S] | None:
-        """The step that follows, None after the last one."""
-        steps = self.steps
-        following = steps.index(self._steps[step_name]) + 1
-        return steps[following] if following < len(steps) else None
+    @property
+    def pivot_stage(self) -> int | None:
+        """The stage of the pivot, None when everything can be undone to the end."""
+        for number, stage in enumerate(self.stages):
+            if any(step.pivot for step in stage):
+                return number
+        last = len(self.stages) - 1
+        (*_, step) = self.stages[last]
+        implicit = len(self.stages[last]) == 1 and step.compensation is None and not following(step)
+        return last if implicit else None
 
-    def before(self, step_name: str) -> tuple[Step[S], ...]:
-        """The steps that came before, the latest first."""
-        steps = self.steps
-        return steps[: steps.index(self._steps[step_name])][::-1]
+    def nature(self, step: Step[S]) -> Nature:
+        """What a failure of the step means."""
+        stage = next(number for number, stage in enumerate(self.stages) if step.principal in stage)
+        if self.pivot_stage is None or stage < self.pivot_stage:
+            return Nature.COMPENSABLE
+        return Nature.PIVOT if stage == self.pivot_stage else Nature.RETRIABLE
+
+    @property
+    def undo_stages(self) -> tuple[Stage[S], ...]:
+        """The steps, with their alternatives, in the order in which they are undone. Those of one stage together."""
+        order: tuple[Stage[S], ...] = self._undo_order or tuple(reversed(self.stages))
+        if self._undo_order is None and self._compensation == "parallel":
+            order = (tuple(step for stage in self.stages for step in stage),)
+        return tuple(tuple(each for step in stage for each in line(step)) for stage in order)
+
+    @property
+    def undo_order(self) -> tuple[Stage[S], ...] | None:
+        """The order of compensation, where the definition gives one."""
+        return self._undo_order
 
     def seal(self) -> None:
         """Check the whole, and refuse further declarations. Raises DefinitionError."""
         if self._sealed:
             return
-        if not self._steps:
+        if not self.stages:
             raise DefinitionError(f"saga {self.name} has no steps")
-        for step in self.steps:
-            self._check(step)
+        check(self)
         self._sealed = True
 
     def require_open(self) -> None:
@@ -158,35 +181,26 @@ class Saga(Generic[S]):
         """Raise the DefinitionError that names saga and step."""
         raise DefinitionError(f"saga {self.name}, step {step_name}: {what}")
 
-    def _add(self, step: Step[S]) -> None:
+    def name_alternative(self, step: RemoteStep[Any]) -> None:
+        """Take the name of an alternative."""
+        self._name(step)
+
+    def _seconds(self, option: str, text: str) -> float:
+        try:
+            return seconds(text)
+        except ValueError as error:
+            raise DefinitionError(f"saga {self.name}: its {option} is {text!r}, and {error}") from None
+
+    def _add(self, step: Step[S], pivot: bool, condition: Condition[S] | None) -> None:
+        step.pivot, step.condition = pivot, condition
+        self._name(step)
+        if self._together is None:
+            self.stages.append((step,))
+        else:
+            self._together.append(step)
+
+    def _name(self, step: Step[S]) -> None:
         self.require_open()
-        if step.name in self._steps:
+        if step.name in self._by_name:
             self.refuse("there are two steps of that name", step.name)
-        self._steps[step.name] = step
-
-    def _check(self, step: Step[S]) -> None:
-        earlier = self.before(step.name)
-        beyond = any(isinstance(before, LocalStep) and before.pivot for before in earlier)
-        if isinstance(step, LocalStep):
-            if step.pivot and beyond:
-                self.refuse("it is a second pivot", step.name)
-            if step.compensation is not None and (step.pivot or beyond):
-                self.refuse("it has a compensation, but nothing is undone from the pivot on", step.name)
-            return
-        if all(issubclass(reply, Failure) for reply in step.replies.values()):
-            self.refuse("no reply completes it: handle one that is not a Failure", step.name)
-        if step.can_fail and beyond:
-            self.refuse("a reply may fail it, but it comes after the pivot", step.name)
-        if step.can_fail:
-            self._check_undoable(step, earlier)
-
-    def _check_undoable(self, failing: RemoteStep[S], earlier: tuple[Step[S], ...]) -> None:
-        for step in earlier:
-            if isinstance(step, RemoteStep):
-                self.refuse(
-                    f"{failing.name} may fail after it, but what another service has done cannot be undone yet: "
-                    "put the step that may fail first",
-                    step.name,
-                )
-            if step.compensation is None:
-                self.refuse(f"{failing.name} may fail after it, but it has no compensation", step.name)
+        self._by_name[step.name] = step

@@ -1,134 +1,208 @@
 """The orchestrator: runs sagas in its service's transactions. It holds no state; any instance handles any reply."""
 
 import logging
-from functools import reduce
-from typing import Any
+import random
+from datetime import datetime
+from typing import Any, Final
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from relay.messaging import Reply, Service, Transaction, Unprocessable
+from relay.broker.properties import COMPENSATION
+from relay.errors import RelayError
+from relay.messaging import Incoming, Operation, Reply, Retry, Service, Transaction, Unprocessable
+from relay.messaging.message import decode
+from relay.messaging.operation import ACTION
 from relay.messaging.outbox import require_transaction
-from relay.saga import log, store
-from relay.saga.definition import DefinitionError, RemoteStep, S, Saga
-from relay.saga.log import LogEvent
-from relay.saga.operation import Operation
-from relay.saga.transition import (
-    Act,
-    Acted,
-    Record,
-    Replied,
-    Send,
-    Started,
-    Stimulus,
-    Task,
-    Undo,
-    Undone,
-    decide,
-    due,
-    evolve,
-    load,
-)
+from relay.messaging.retry import Trouble, trouble
+from relay.saga import jobs, locks, store, timers
+from relay.saga.definition import DefinitionError, Saga
+from relay.saga.description import fingerprint
+from relay.saga.record import Record
+from relay.saga.step import RemoteStep, S
+from relay.saga.stimulus import Aborted, Due, Held, Purpose, Replied, Started, Stimulus, Timer
+from relay.saga.store import Stored
+from relay.saga.timers import DueTimer
+from relay.saga.transition import UnexpectedReply
+from relay.saga.turn import Turn
+
+TIMER_RETRY: Final = Retry(backoff="1s..1m")
+"""How long a timer is put off when firing it has failed. There is no end to that: nothing else would wake the saga."""
 
 logger = logging.getLogger(__name__)
 
 
-class Orchestrator:
-    """Runs the sagas of a service: state, log and commands of a transition commit together.
+class NoSuchSaga(RelayError):
+    """The service has no saga of that id."""
 
-    Seals the definitions, and registers on the service the handlers of their replies.
-    Raises DefinitionError for a definition that cannot work.
+    hint = "`relay saga list` shows those of each database; their types have to be among the orchestrator's sagas."
+
+
+class Orchestrator:
+    """Runs the sagas of a service: state, log, timers and commands of a transition commit together.
+
+    Seals the definitions, and registers on the service what handles the replies, and what fires the timers.
+    `seed` makes the jitter of retries the same each time. Raises DefinitionError for a definition that cannot work.
     """
 
-    def __init__(self, service: Service, *sagas: Saga[Any]) -> None:
+    def __init__(self, service: Service, *sagas: Saga[Any], seed: int | None = None) -> None:
         self._service = service
+        self._chance = random.Random(seed)
         self._sagas: dict[str, Saga[Any]] = {}
-        replies: dict[str, type[Reply]] = {}
+        self._fingerprints: dict[str, str] = {}
         for saga in sagas:
             saga.seal()
             if saga.name in self._sagas:
                 raise DefinitionError(f"there are two sagas named {saga.name}")
             self._sagas[saga.name] = saga
-            for step in saga.steps:
-                if isinstance(step, RemoteStep):
-                    _collect(saga, step, replies)
-        for reply_type in replies.values():
-            service.reply(reply_type, self._on_reply)
+            self._fingerprints[saga.name] = fingerprint(saga)
+        service.replies(self._on_reply)
+        service.job("timers", jobs.TimerJob(service.name, self.fire_due).run)
+        service.job("timer_pruning", jobs.prune)
 
     async def start(self, saga: Saga[S], state: S, conn: AsyncConnection[TupleRow]) -> UUID:
         """Start a saga in the caller's transaction, and return its id.
 
-        Leading local steps run at once; the first command is sent when the transaction commits. `state` is copied.
-        Raises NotInTransaction, and whatever a local step raises: then the caller rolls back, and there is no saga.
+        Leading local steps run at once; the first commands are sent when the transaction commits. `state` is copied.
+        Raises NotInTransaction, Locked when another saga works on the same and this one is declared to fail then, and
+        whatever a local step raises: then the caller rolls back, and there is no saga.
         """
         require_transaction(conn)
         if self._sagas.get(saga.name) is not saga:
             raise DefinitionError(f"saga {saga.name} is not one of the orchestrator's")
-        saga_id = await store.new_id(conn)
-        record, events = await self._advance(saga, saga_id, Record(), Started(state), Transaction(conn))
-        await store.insert(conn, saga_id, saga.name, record)
-        await log.append(conn, saga_id, events)
+        saga_id = store.new_id()
+        stimulus = await self._lock(saga, saga_id, state, conn)
+        new = Stored(saga.name, self._fingerprints[saga.name], 0, Record())
+        await self._proceed(saga, saga_id, new, stimulus, Transaction(conn), starting=True)
         return saga_id
 
-    async def _on_reply(self, reply: Reply, tx: Transaction) -> None:
-        incoming = tx.incoming
-        operation = Operation.parse(incoming.operation if incoming else None)
+    async def abort(self, saga_id: UUID, reason: str, conn: AsyncConnection[TupleRow]) -> bool:
+        """Have a saga undone, in the caller's transaction; False when it has ended, or is past the point of no return.
+
+        A transaction that handles a reply to it is waited for. Raises NotInTransaction or NoSuchSaga.
+        """
+        require_transaction(conn)
+        stored = await store.lock(conn, saga_id)
+        saga = None if stored is None else self._sagas.get(stored.type)
+        if stored is None or saga is None:
+            raise NoSuchSaga(f"there is no saga {saga_id} of service {self._service.name}")
+        return await self._proceed(saga, saga_id, stored, Aborted(reason), Transaction(conn)) is not None
+
+    async def fire_due(
+        self,
+        conn: AsyncConnection[TupleRow],
+        *,
+        limit: int = jobs.TIMER_BATCH,
+        fresh_s: float | None = None,
+        at: datetime | None = None,
+    ) -> int:
+        """Fire up to `limit` timers that are due, the earliest first, in the caller's transaction; how many there were.
+
+        Each is fired as a whole or not at all: when the code of its saga raises, it is put off, and the others are
+        fired all the same. Timers of sagas that are busy are left for another time; with `fresh_s`, so are those that
+        became due longer ago than that. `at` is what counts as now. Raises NotInTransaction, and trouble with the
+        database.
+        """
+        require_transaction(conn)
+        claimed = await timers.claim(conn, self._service.name, limit=limit, fresh_s=fresh_s, at=at)
+        sagas: dict[UUID, Stored] = {}
+        settled = []
+        for timer in claimed:
+            # Of two timers of one saga, the second meets the saga as the first has left it.
+            stored = sagas.get(timer.saga_id, timer.saga)
+            try:
+                sagas[timer.saga_id] = await self._fire(timer, stored, conn)
+            except Exception as error:  # the code of a saga may raise anything
+                if trouble(error) is Trouble.AWAY:
+                    raise
+                await self._put_off(timer, error, conn)
+            else:
+                settled.append(timer.id)
+        await timers.settle(conn, settled)
+        return len(claimed)
+
+    async def _on_reply(self, incoming: Incoming, tx: Transaction) -> None:
+        operation = Operation.parse(incoming.operation)
         stored = await store.lock(tx.connection, operation.saga_id)
         if stored is None:
             raise Unprocessable(f"there is no saga {operation.saga_id}")
         saga = self._sagas.get(stored.type)
         if saga is None:
             raise Unprocessable(f"saga {operation.saga_id} is a {stored.type}, which is not defined here")
-        record, events = await self._advance(saga, operation.saga_id, stored.record, Replied(operation.step, reply), tx)
-        if not events:
+        replied = _read(saga, operation, incoming)
+        if await self._proceed(saga, operation.saga_id, stored, replied, tx) is None:
             fields = {"action": "reply_stale", "service": self._service.name, "operation": str(operation)}
             logger.info("a reply came too late, or again: %s", operation, extra=fields)
-            return
-        await store.update(tx.connection, operation.saga_id, record)
-        await log.append(tx.connection, operation.saga_id, events, incoming.message_id if incoming else None)
 
-    async def _advance(
-        self, saga: Saga[S], saga_id: UUID, record: Record, stimulus: Stimulus | None, tx: Transaction
-    ) -> tuple[Record, list[LogEvent]]:
-        """Go on until a command is on its way, or the saga has ended."""
-        happened: list[LogEvent] = []
-        while stimulus is not None:
-            events = decide(saga, record, stimulus)
-            record = reduce(evolve, events, record)
-            happened += events
-            task = due(saga, record, events[-1]) if events else None
-            stimulus = await self._do(saga, saga_id, record, task, tx)
-        return record, happened
+    async def _fire(self, timer: DueTimer, stored: Stored, conn: AsyncConnection[TupleRow]) -> Stored:
+        """Fire one timer, and say where that leaves its saga. Nothing is left of it when it raises."""
+        saga = self._sagas.get(stored.type)
+        if saga is None:
+            raise DefinitionError(f"saga {timer.saga_id} is a {stored.type}, which is not defined here")
+        due = Due(Timer(Purpose(timer.purpose), timer.step, timer.attempt))
+        async with conn.transaction():
+            changed = await self._proceed(saga, timer.saga_id, stored, due, Transaction(conn))
+        return stored if changed is None else changed
 
-    async def _do(
-        self, saga: Saga[S], saga_id: UUID, record: Record, task: Task[S] | None, tx: Transaction
-    ) -> Stimulus | None:
-        """Do what is due, and say what came of it; None when that is for somebody else to say."""
-        match task:
-            case Act(step):
-                state = load(saga, record)
-                await step.action(state, tx)
-                return Acted(step.name, state)
-            case Undo(step):
-                state = load(saga, record)
-                if step.compensation is not None:
-                    await step.compensation(state, tx)
-                return Undone(step.name, state)
-            case Send(step, command):
-                await tx.add(
-                    command,
-                    aggregate=(saga.name, saga_id),
-                    to=step.to,
-                    correlation_id=saga_id,
-                    reply_to=self._service.name,
-                    operation=str(Operation(saga_id, step.name)),
-                )
-        return None
+    async def _put_off(self, timer: DueTimer, error: Exception, conn: AsyncConnection[TupleRow]) -> None:
+        delay_s = TIMER_RETRY.delay_s(timer.failures + 1) * self._chance.uniform(0.5, 1.0)
+        await timers.postpone(conn, timer.id, delay_s)
+        fault = trouble(error) is Trouble.FAULT
+        logger.log(
+            logging.ERROR if fault else logging.INFO,
+            "saga %s %s: a timer (%s of step %s) could not be fired: %s: %s",
+            *(timer.saga.type, timer.saga_id, timer.purpose, timer.step, type(error).__name__, error),
+            exc_info=error if fault else None,
+            extra={"action": "timer_failed", "service": self._service.name, "saga_id": str(timer.saga_id)},
+        )
+
+    async def _proceed(
+        self,
+        saga: Saga[S],
+        saga_id: UUID,
+        stored: Stored,
+        stimulus: Stimulus,
+        tx: Transaction,
+        *,
+        starting: bool = False,
+    ) -> Stored | None:
+        """Let something happen in a saga, which the transaction has locked; None when it is stale."""
+        turn = Turn(
+            saga, saga_id, stored.record, tx, service=self._service.name, chance=self._chance, starting=starting
+        )
+        change = await turn.take(stimulus)
+        if change is None:
+            return None
+        return await store.save(tx.connection, saga_id, self._service.name, stored, change)
+
+    async def _lock(self, saga: Saga[S], saga_id: UUID, state: S, conn: AsyncConnection[TupleRow]) -> Stimulus:
+        """Lock what the saga works on, where it says so; it is started, or has to wait."""
+        if saga.lock is None:
+            return Started(state)
+        resource = locks.resource_of(saga.lock(state))
+        if saga.on_locked == "fail":
+            await locks.take(conn, resource, saga_id, self._service.name)
+        elif not await locks.take_or_queue(conn, resource, saga_id, self._service.name):
+            return Held(state, resource)
+        return Started(state)
 
 
-def _collect(saga: Saga[Any], step: RemoteStep[Any], replies: dict[str, type[Reply]]) -> None:
-    """Sagas may share types of reply, but not the name of one for two types: the name is all that a message tells."""
-    for name, reply_type in step.replies.items():
-        if replies.setdefault(name, reply_type) is not reply_type:
-            saga.refuse(f"two different types of reply are named {name}", step.name)
+def _read(saga: Saga[Any], operation: Operation, incoming: Incoming) -> Replied:
+    """What a reply says. Raises Unprocessable when the saga has no such step, or nobody there knows such a reply."""
+    name = operation.step if operation.branch == ACTION else operation.branch
+    step = saga.find(name)
+    if not isinstance(step, RemoteStep):
+        raise Unprocessable(f"saga {saga.name} has no step {name} in another service")
+    compensates = COMPENSATION in incoming.headers
+    reply_type: type[Reply] | None = (step.compensation_answer if compensates else step.answer)(incoming.type)
+    if reply_type is None:
+        raise UnexpectedReply(f"saga {saga.name}, step {name}: nothing handles the reply {incoming.type}")
+    attempt = _compensation_attempt(incoming) if compensates else incoming.attempt
+    return Replied(name, decode(reply_type, incoming.body), attempt, compensates)
+
+
+def _compensation_attempt(incoming: Incoming) -> int | None:
+    """Which attempt to undo a step is answered; None when the participant says no number."""
+    text = str(incoming.headers[COMPENSATION])
+    return int(text) if text.isdecimal() else None

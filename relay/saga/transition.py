@@ -1,165 +1,61 @@
-"""What happens next in a saga. Pure: the events of the log are the facts, and everything follows from them.
+"""What happens next in a saga. Pure: `decide` says which events a stimulus brings about.
 
-`decide` says which events a stimulus brings about, `evolve` what an event makes of the saga, `due` what is to be done
-after it. Doing it is the orchestrator's part; it comes back with the next stimulus.
+Some are facts: a step has succeeded, failed, timed out. The others follow from where that leaves the saga: what starts,
+what is undone, how it ends. `record.evolve` says what an event makes of the saga, `task.due` what is to be done after
+it. Doing it is the orchestrator's part; it comes back with the next stimulus.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 from functools import reduce
-from typing import Generic, TypeAlias, cast
 
 from pydantic import BaseModel, JsonValue
-from pydantic_core import to_json
 
-from relay.messaging import Command, Failure, Reply, Unprocessable
+from relay.messaging import Compensated, Failure, OperationCancelled, Reply, Unprocessable
 from relay.messaging.message import type_of
-from relay.saga.definition import LocalStep, RemoteStep, S, Saga, Step
+from relay.saga.definition import Saga
 from relay.saga.log import Happened, LogEvent
+from relay.saga.plan import advance
+from relay.saga.record import Data, Phase, Record, Status, StepRecord, Then, evolve
+from relay.saga.step import LocalStep, Nature, RemoteStep, S, Step, following
+from relay.saga.stimulus import (
+    Aborted,
+    Acted,
+    ActionFailed,
+    Due,
+    Held,
+    Purpose,
+    Replied,
+    Started,
+    Stimulus,
+    Timer,
+    UndoFailed,
+    Undone,
+)
+from relay.saga.task import load
 
-Data: TypeAlias = Mapping[str, JsonValue]
-"""The state of a saga, as JSON."""
-
-
-class Status(StrEnum):
-    """Where a saga stands. The values are what relay.saga holds."""
-
-    RUNNING = "RUNNING"
-    COMPENSATING = "COMPENSATING"
-    COMPLETED = "COMPLETED"
-    COMPENSATED = "COMPENSATED"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A saga as its log tells it. `step` is the one under way, None when the saga has ended."""
-
-    status: Status = Status.RUNNING
-    step: str | None = None
-    state: Data = field(default_factory=dict)
+Events = tuple[LogEvent, ...]
 
 
 class UnexpectedReply(Unprocessable):
-    """A participant answered the step that is under way with a reply that the step does not handle."""
+    """A participant answered with a reply that the step does not handle."""
 
-    hint = "Add a handler for it to the step: the saga waits. The reply is in the dead letters."
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The owner starts the saga."""
-
-    state: BaseModel
+    hint = "Add a handler for it to the step, and replay the message: `relay dead replay`."
 
 
-@dataclass(frozen=True, slots=True)
-class Acted:
-    """The action of a local step has run."""
+def decide(saga: Saga[S], record: Record, stimulus: Stimulus) -> Events:
+    """The events that a stimulus brings about in a saga, which must be sealed: facts first, then what follows.
 
-    step: str
-    state: BaseModel
-
-
-@dataclass(frozen=True, slots=True)
-class Undone:
-    """The compensation of a local step has run."""
-
-    step: str
-    state: BaseModel
-
-
-@dataclass(frozen=True, slots=True)
-class Replied:
-    """A participant has answered the command of a remote step."""
-
-    step: str
-    reply: Reply
-
-
-Stimulus: TypeAlias = Started | Acted | Undone | Replied
-
-
-@dataclass(frozen=True, slots=True)
-class Act(Generic[S]):
-    """Run the action of a local step."""
-
-    step: LocalStep[S]
-
-
-@dataclass(frozen=True, slots=True)
-class Undo(Generic[S]):
-    """Run the compensation of a local step."""
-
-    step: LocalStep[S]
-
-
-@dataclass(frozen=True, slots=True)
-class Send(Generic[S]):
-    """Send the command of a remote step."""
-
-    step: RemoteStep[S]
-    command: Command
-
-
-Task: TypeAlias = Act[S] | Undo[S] | Send[S]
-
-
-def decide(saga: Saga[S], record: Record, stimulus: Stimulus) -> tuple[LogEvent, ...]:
-    """The events that a stimulus brings about in a saga, which must be sealed.
-
-    Stale and repeated replies bring about none: those for a step that is not under way.
-    Raises UnexpectedReply when the step that is under way does not handle the reply.
+    Stale and repeated stimuli bring about none. Raises UnexpectedReply for a reply that the step does not handle, and
+    whatever a condition or a handler of replies raises.
     """
-    match stimulus:
-        case Started(state):
-            started = LogEvent(Happened.SAGA_STARTED, detail={"state": dump(state)})
-            return (started, LogEvent(Happened.STEP_STARTED, saga.steps[0].name))
-        case Acted(step, state) if _under_way(record, Status.RUNNING, step):
-            return _succeeded(saga, step, {"state": dump(state)})
-        case Undone(step, state) if _under_way(record, Status.COMPENSATING, step):
-            compensated = LogEvent(Happened.STEP_COMPENSATED, step, {"state": dump(state)})
-            return (compensated, _compensate_before(saga, step))
-        case Replied(step, reply) if _under_way(record, Status.RUNNING, step):
-            return _replied(saga, record, step, reply)
-        case _:
-            return ()
-
-
-def evolve(record: Record, event: LogEvent) -> Record:
-    """The saga after an event."""
-    if "state" in event.detail:
-        record = replace(record, state=cast(Data, event.detail["state"]))
-    match event.what:
-        case Happened.STEP_STARTED | Happened.STEP_COMPENSATING:
-            return replace(record, step=event.step)
-        case Happened.STEP_FAILED:
-            return replace(record, status=Status.COMPENSATING)
-        case Happened.SAGA_COMPLETED:
-            return replace(record, status=Status.COMPLETED, step=None)
-        case Happened.SAGA_COMPENSATED:
-            return replace(record, status=Status.COMPENSATED, step=None)
-        case Happened.SAGA_STARTED | Happened.STEP_SUCCEEDED | Happened.STEP_COMPENSATED:
-            return record
-
-
-def rebuild(events: Iterable[LogEvent]) -> Record:
-    """The saga that the whole of its log tells of."""
-    return reduce(evolve, events, Record())
-
-
-def due(saga: Saga[S], record: Record, last: LogEvent) -> Task[S] | None:
-    """What is to be done after the last event of a decision. `record` is the saga as that event has left it."""
-    step = saga.find(last.step)
-    match last.what, step:
-        case Happened.STEP_STARTED, LocalStep():
-            return Act(step)
-        case Happened.STEP_STARTED, RemoteStep():
-            return Send(step, step.command(load(saga, record)))
-        case Happened.STEP_COMPENSATING, LocalStep():
-            return Undo(step)
-        case _:
-            return None
+    events = _facts(saga, record, stimulus)
+    if not events:
+        return ()
+    record = reduce(evolve, events, record)
+    while more := advance(saga, record):
+        events += more
+        record = reduce(evolve, more, record)
+    return events
 
 
 def dump(state: BaseModel) -> dict[str, JsonValue]:
@@ -167,40 +63,205 @@ def dump(state: BaseModel) -> dict[str, JsonValue]:
     return state.model_dump(mode="json")
 
 
-def load(saga: Saga[S], record: Record) -> S:
-    """The state of a saga, as a copy of its own that may be changed."""
-    # By way of JSON, because a model may read JSON and Python values differently.
-    return saga.state.model_validate_json(to_json(record.state))
+def _facts(saga: Saga[S], record: Record, stimulus: Stimulus) -> Events:
+    match stimulus:
+        case Started(state):
+            return (LogEvent(Happened.SAGA_STARTED, detail={"state": dump(state)}),)
+        case Held(state, resource):
+            waits = f"{resource} is being worked on"
+            return (LogEvent(Happened.SAGA_WAITING, reason=waits, detail={"state": dump(state)}),)
+        case _ if record.ended:
+            return ()
+        case Aborted(reason) if _can_turn_back(saga, record):
+            return (LogEvent(Happened.SAGA_ABORTED, reason=reason),)
+        case Due(timer):
+            return _due(saga, record, timer)
+        case Acted(step) | ActionFailed(step) | Undone(step) | UndoFailed(step) | Replied(step):
+            found, stands = saga.find(step), record.steps.get(step)
+            return () if found is None or stands is None else _of_step(saga, record, found, stands, stimulus)
+        case _:
+            return ()
 
 
-def _under_way(record: Record, status: Status, step: str) -> bool:
-    return record.status is status and record.step == step
+def _of_step(saga: Saga[S], record: Record, step: Step[S], stands: StepRecord, stimulus: Stimulus) -> Events:
+    match stimulus, stands.phase:
+        case Acted(_, state), Phase.STARTED:
+            return (LogEvent(Happened.STEP_SUCCEEDED, step.name, stands.attempt, detail=_changed(record, dump(state))),)
+        case ActionFailed(_, reason, failure), Phase.STARTED:
+            passes = failure is None or isinstance(failure, step.transient)
+            return _failed(saga, record, step, stands, reason, passes)
+        case Undone(_, state), Phase.UNDOING:
+            detail = _changed(record, dump(state))
+            return (LogEvent(Happened.STEP_COMPENSATED, step.name, stands.undo_attempt, detail=detail),)
+        case UndoFailed(_, reason), Phase.UNDOING:
+            return _undo_failed(step, stands, reason)
+        case Replied(_, Compensated() as reply, attempt, False), _ if isinstance(step, RemoteStep):
+            # It says so itself, whatever its headers say.
+            return _compensation_replied(step, stands, reply, None)
+        case Replied(_, reply, attempt, True), _ if isinstance(step, RemoteStep):
+            return _compensation_replied(step, stands, reply, attempt)
+        case Replied(_, reply, attempt, False), _ if isinstance(step, RemoteStep):
+            return _replied(saga, record, step, stands, reply, attempt)
+        case _:
+            return ()
 
 
-def _replied(saga: Saga[S], record: Record, name: str, reply: Reply) -> tuple[LogEvent, ...]:
-    step, reply_type = saga.find(name), type_of(reply)
-    if not isinstance(step, RemoteStep) or reply_type not in step.replies:
-        raise UnexpectedReply(f"saga {saga.name}, step {name}: nothing handles the reply {reply_type}")
+def _replied(
+    saga: Saga[S], record: Record, step: RemoteStep[S], stands: StepRecord, reply: Reply, attempt: int | None
+) -> Events:
+    if step.answer(type_of(reply)) is not type(reply):
+        raise UnexpectedReply(f"saga {saga.name}, step {step.name}: nothing handles the reply {type_of(reply)}")
+    if isinstance(reply, Failure):
+        # An earlier attempt says nothing about the one that is under way: that one will be answered too.
+        current = attempt in (None, stands.attempt) and _awaits_failure(saga, step, stands)
+        return _refused(saga, record, step, stands, reply, attempt) if current else ()
+    if stands.phase in (Phase.DONE, Phase.SKIPPED, Phase.UNDONE) or stands.done or stands.late is not None:
+        return ()
+    # A success that comes late is kept too: what the step produced is needed to undo it. The saga has gone on without.
+    late = stands.phase not in (Phase.STARTED, Phase.RETRYING, Phase.STUCK)
+    detail: Data = {"reply": _as_json(reply), "late": True} if late else _answer(saga, record, step, reply)
+    return (LogEvent(Happened.STEP_SUCCEEDED, step.name, attempt or stands.attempt, detail=detail),)
+
+
+def _awaits_failure(saga: Saga[S], step: Step[S], stands: StepRecord) -> bool:
+    """Whether a failure of the current attempt is news: also to a suspended saga whose pivot nobody has answered."""
+    lost_pivot = stands.phase is Phase.STUCK and saga.nature(step) is Nature.PIVOT
+    return stands.phase is Phase.STARTED or lost_pivot
+
+
+def _refused(
+    saga: Saga[S], record: Record, step: RemoteStep[S], stands: StepRecord, reply: Failure, attempt: int | None
+) -> Events:
+    passes = isinstance(reply, step.transient) and not isinstance(reply, OperationCancelled)
+    detail: Data = _answer(saga, record, step, reply)
+    if stands.uncertain and attempt is not None:
+        # Who answers this attempt so has not carried out those before, and will not: the operation is the same.
+        stands = replace(stands, uncertain=False)
+        detail = {**detail, "settled": True}
+    return _failed(saga, record, step, stands, type_of(reply), passes, detail)
+
+
+def _compensation_replied(step: Step[S], stands: StepRecord, reply: Reply, attempt: int | None) -> Events:
+    if stands.phase not in (Phase.UNDOING, Phase.UNDO_RETRYING, Phase.UNDO_STUCK):
+        return ()
+    if not isinstance(reply, Failure):
+        detail: Data = {"reply": _as_json(reply)}
+        return (LogEvent(Happened.STEP_COMPENSATED, step.name, attempt or stands.undo_attempt, detail=detail),)
+    current = stands.phase is Phase.UNDOING and attempt in (None, stands.undo_attempt)
+    return _undo_failed(step, stands, type_of(reply)) if current else ()
+
+
+def _due(saga: Saga[S], record: Record, timer: Timer) -> Events:
+    match timer.purpose:
+        case Purpose.LOCK if record.status is Status.WAITING:
+            return (LogEvent(Happened.SAGA_STARTED),)
+        case Purpose.LOCK_TIMEOUT if record.status is Status.WAITING:
+            reason = f"what it works on was not free within {saga.lock_timeout_s:g} s"
+            return (LogEvent(Happened.SAGA_TIMED_OUT, reason=reason),)
+        # A definition may have lost its timeout since the saga started.
+        case Purpose.SAGA_TIMEOUT if saga.timeout_s is not None and _can_turn_back(saga, record):
+            return (LogEvent(Happened.SAGA_TIMED_OUT, reason=f"not done within {saga.timeout_s:g} s"),)
+    step, stands = saga.find(timer.step), record.steps.get(timer.step or "")
+    if step is None or stands is None:
+        return ()
+    match timer.purpose, stands.phase:
+        case Purpose.TIMEOUT, Phase.STARTED if timer.attempt == stands.attempt and isinstance(step, RemoteStep):
+            return _timed_out(saga, record, step, stands)
+        case Purpose.RETRY, Phase.RETRYING if timer.attempt == stands.attempt:
+            return (LogEvent(Happened.STEP_STARTED, step.name, stands.attempt + 1),)
+        case Purpose.UNDO_TIMEOUT, Phase.UNDOING if timer.attempt == stands.undo_attempt:
+            return _undo_failed(step, stands, _no_reply(step))
+        case Purpose.UNDO_RETRY, Phase.UNDO_RETRYING if timer.attempt == stands.undo_attempt:
+            return (LogEvent(Happened.STEP_COMPENSATING, step.name, stands.undo_attempt + 1),)
+    return ()
+
+
+def _timed_out(saga: Saga[S], record: Record, step: RemoteStep[S], stands: StepRecord) -> Events:
+    then = _then(saga, record, step, stands, passes=True, uncertain=True)
+    detail = _consequence(step, stands, then)
+    event = LogEvent(Happened.STEP_TIMED_OUT, step.name, stands.attempt, _no_reply(step), detail)
+    return (event, *_suspended(step, event.reason, then))
+
+
+def _failed(
+    saga: Saga[S],
+    record: Record,
+    step: Step[S],
+    stands: StepRecord,
+    reason: str,
+    passes: bool,
+    detail: Data | None = None,
+) -> Events:
+    then = _then(saga, record, step, stands, passes, stands.uncertain)
+    said = {**(detail or {}), **_consequence(step, stands, then)}
+    event = LogEvent(Happened.STEP_FAILED, step.name, stands.attempt, reason, said)
+    return (event, *_suspended(step, reason, then))
+
+
+def _then(saga: Saga[S], record: Record, step: Step[S], stands: StepRecord, passes: bool, uncertain: bool) -> Then:
+    """What the failure of an attempt leads to."""
+    nature = saga.nature(step)
+    if record.direction is Status.COMPENSATING:
+        return Then.NOTHING
+    if (passes or nature is Nature.RETRIABLE) and step.can_retry(stands.attempt):
+        return Then.RETRY
+    if following(step) is not None:
+        return Then.ALTERNATIVE
+    # A pivot that may have happened can neither be undone nor be taken for failed.
+    lost_pivot = nature is Nature.PIVOT and uncertain and not step.readonly
+    return Then.SUSPEND if nature is Nature.RETRIABLE or lost_pivot else Then.COMPENSATE
+
+
+def _consequence(step: Step[S], stands: StepRecord, then: Then) -> dict[str, JsonValue]:
+    said: dict[str, JsonValue] = {"then": then.value}
+    if then is Then.RETRY:
+        said["retry_in_s"] = step.retry.delay_s(stands.attempt)
+    return said
+
+
+def _suspended(step: Step[S], reason: str | None, then: Then) -> Events:
+    if then is not Then.SUSPEND:
+        return ()
+    return (LogEvent(Happened.SAGA_SUSPENDED, step.name, reason=f"{step.name}: {reason}"),)
+
+
+def _undo_failed(step: Step[S], stands: StepRecord, reason: str) -> Events:
+    again = stands.undo_attempt < step.compensation_retry.attempts
+    said: dict[str, JsonValue] = {"then": (Then.RETRY if again else Then.SUSPEND).value}
+    if again:
+        said["retry_in_s"] = step.compensation_retry.delay_s(stands.undo_attempt)
+    event = LogEvent(Happened.COMPENSATION_FAILED, step.name, stands.undo_attempt, reason, said)
+    if again:
+        return (event,)
+    return (event, LogEvent(Happened.SAGA_SUSPENDED, step.name, reason=f"{step.name} cannot be undone: {reason}"))
+
+
+def _can_turn_back(saga: Saga[S], record: Record) -> bool:
+    """Whether the saga may still be undone: it is not yet, and the pivot has surely not happened."""
+    if record.direction not in (Status.WAITING, Status.RUNNING):
+        return False
+    if saga.pivot_stage is None:
+        return True
+    (pivot,) = saga.stages[saga.pivot_stage]
+    stands = record.steps.get(pivot.name)
+    return stands is None or (stands.phase is Phase.RETRYING and not stands.uncertain)
+
+
+def _answer(saga: Saga[S], record: Record, step: RemoteStep[S], reply: Reply) -> dict[str, JsonValue]:
+    """What a reply leaves in the log: itself, and the state as its handler has changed it."""
     state = load(saga, record)
     step.apply(state, reply)
-    answer: dict[str, JsonValue] = {"type": reply_type, "body": reply.model_dump(mode="json")}
-    detail: dict[str, JsonValue] = {"state": dump(state), "reply": answer}
-    if isinstance(reply, Failure):
-        return (LogEvent(Happened.STEP_FAILED, name, detail), _compensate_before(saga, name))
-    return _succeeded(saga, name, detail)
+    return {"reply": _as_json(reply), **_changed(record, dump(state))}
 
 
-def _succeeded(saga: Saga[S], name: str, detail: Data) -> tuple[LogEvent, ...]:
-    following: Step[S] | None = saga.after(name)
-    proceed = (
-        LogEvent(Happened.SAGA_COMPLETED) if following is None else LogEvent(Happened.STEP_STARTED, following.name)
-    )
-    return (LogEvent(Happened.STEP_SUCCEEDED, name, detail), proceed)
+def _changed(record: Record, state: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The state, where it is another one than before."""
+    return {} if state == record.state else {"state": state}
 
 
-def _compensate_before(saga: Saga[S], name: str) -> LogEvent:
-    """Compensate the latest step before the named one; when there is none, everything is undone."""
-    earlier = saga.before(name)
-    if not earlier:
-        return LogEvent(Happened.SAGA_COMPENSATED)
-    return LogEvent(Happened.STEP_COMPENSATING, earlier[0].name)
+def _as_json(reply: Reply) -> dict[str, JsonValue]:
+    return {"type": type_of(reply), "body": reply.model_dump(mode="json")}
+
+
+def _no_reply(step: Step[S]) -> str:
+    return f"no reply within {step.timeout_s:g} s" if not isinstance(step, LocalStep) else "no reply"

@@ -12,17 +12,25 @@ _INSERT: Final[LiteralString] = "INSERT INTO customers (name, credit_limit) VALU
 
 _GET: Final[LiteralString] = "SELECT id, name, credit_limit, reserved FROM customers WHERE id = %s"
 
-_LOCK: Final[LiteralString] = f"{_GET} FOR NO KEY UPDATE"
+# One statement, because every order takes it. Whoever changes the customer at the same time is waited for, and the
+# limit is looked at again after that. Should two transactions reserve for one order, the primary key stops the second.
+_RESERVE: Final[LiteralString] = """
+    WITH owner AS (
+        UPDATE customers SET reserved = reserved + %(amount)s
+        WHERE id = %(customer_id)s AND reserved + %(amount)s <= credit_limit
+            AND NOT EXISTS (SELECT FROM credit_reservations WHERE order_id = %(order_id)s)
+        RETURNING id
+    )
+    INSERT INTO credit_reservations (order_id, customer_id, amount) SELECT %(order_id)s, id, %(amount)s FROM owner
+"""
 
 _RESERVED: Final[LiteralString] = "SELECT FROM credit_reservations WHERE order_id = %s"
 
-_RESERVE: Final[LiteralString] = """
+_RELEASE: Final[LiteralString] = """
     WITH reservation AS (
-        INSERT INTO credit_reservations (order_id, customer_id, amount) VALUES (%s, %s, %s)
-        ON CONFLICT DO NOTHING
-        RETURNING customer_id, amount
+        DELETE FROM credit_reservations WHERE order_id = %s RETURNING customer_id, amount
     )
-    UPDATE customers SET reserved = reserved + reservation.amount FROM reservation WHERE id = reservation.customer_id
+    UPDATE customers SET reserved = reserved - reservation.amount FROM reservation WHERE id = reservation.customer_id
 """
 
 
@@ -34,10 +42,6 @@ class Customer:
     name: str
     credit_limit: Decimal
     reserved: Decimal
-
-    def can_reserve(self, amount: Decimal) -> bool:
-        """Whether the credit that is left allows the amount."""
-        return self.reserved + amount <= self.credit_limit
 
 
 async def create(conn: AsyncConnection[Any], name: str, credit_limit: Decimal) -> UUID:
@@ -52,10 +56,13 @@ async def get(conn: AsyncConnection[Any], customer_id: UUID) -> Customer | None:
     return await cursor.fetchone()
 
 
-async def lock(conn: AsyncConnection[Any], customer_id: UUID) -> Customer | None:
-    """Read a customer whose credit nobody else changes until the transaction ends."""
-    cursor = await conn.cursor(row_factory=class_row(Customer)).execute(_LOCK, (customer_id,))
-    return await cursor.fetchone()
+async def reserve(conn: AsyncConnection[Any], customer_id: UUID, order_id: UUID, amount: Decimal) -> bool:
+    """Reserve credit for an order, within the limit. False, and nothing is changed, when that cannot be.
+
+    Nobody else changes the customer's credit until the transaction ends.
+    """
+    parameters = {"customer_id": customer_id, "order_id": order_id, "amount": amount}
+    return (await conn.execute(_RESERVE, parameters)).rowcount > 0
 
 
 async def has_reservation(conn: AsyncConnection[Any], order_id: UUID) -> bool:
@@ -63,6 +70,6 @@ async def has_reservation(conn: AsyncConnection[Any], order_id: UUID) -> bool:
     return (await conn.execute(_RESERVED, (order_id,))).rowcount > 0
 
 
-async def reserve(conn: AsyncConnection[Any], customer_id: UUID, order_id: UUID, amount: Decimal) -> None:
-    """Reserve credit of a locked customer; for an order that has a reservation this does nothing."""
-    await conn.execute(_RESERVE, (order_id, customer_id, amount))
+async def release(conn: AsyncConnection[Any], order_id: UUID) -> None:
+    """Release what is reserved for an order; nothing if there is nothing."""
+    await conn.execute(_RELEASE, (order_id,))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, HTTPException, Query, Response
 from pydantic import BaseModel, ConfigDict
 
 from relay.messaging import Pool
-from services.contracts import Money, PositiveMoney
+from services.contracts import Line, Lines, Money, PositiveMoney
 from services.orders import order
 from services.orders.order import Order
 from services.orders.saga import CreateOrderState, create_order, orchestrator
@@ -25,6 +25,7 @@ class NewOrder(BaseModel):
 
     customer_id: UUID
     total: PositiveMoney
+    lines: Lines = ()
 
 
 class OrderPlaced(BaseModel):
@@ -42,6 +43,7 @@ class OrderView(BaseModel):
     reason: str | None
     total: Money
     customer_id: UUID
+    lines: list[Line]
 
     @classmethod
     def of(cls, found: Order) -> Self:
@@ -52,6 +54,7 @@ class OrderView(BaseModel):
             reason=found.reason,
             total=found.total,
             customer_id=found.customer_id,
+            lines=[Line.model_validate(line) for line in found.lines],
         )
 
 
@@ -68,7 +71,7 @@ class OrdersApi:
     async def place(self, new: NewOrder, response: Response) -> OrderPlaced:
         """Place an order: the order and the saga that decides about it begin in one transaction."""
         order_id = uuid4()
-        state = CreateOrderState(order_id=order_id, customer_id=new.customer_id, total=new.total)
+        state = CreateOrderState(order_id=order_id, customer_id=new.customer_id, total=new.total, lines=new.lines)
         async with self._pool.connection() as conn, conn.transaction():
             await orchestrator.start(create_order, state, conn)
         response.headers["Location"] = f"/orders/{order_id}"

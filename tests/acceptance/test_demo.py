@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.demo.audit import audit, unsettled
+from relay.demo.audit import audit, undelivered, unsettled
 from relay.demo.load import place_orders
+from relay.demo.play import CHAOS_S
+from relay.demo.stack import SERVICES
 from tests.support.mailbox import QUEUE_IS_DURABLE_S
 from tests.support.waiting import eventually
 
@@ -74,15 +76,35 @@ async def test_every_order_is_settled_and_every_invariant_holds() -> None:
     assert process.returncode == 0
     report = json.loads(output)
     assert report["ok"] is True
+    assert report["kills"] == {"inventory": 1}
     outcomes = {(state, reason): count for state, reason, count in report["outcomes"]}
     assert sum(outcomes.values()) == 60
     assert {state for state, _ in outcomes} == {"APPROVED", "CANCELLED"}
-    assert outcomes["CANCELLED", "credit limit exceeded"] > 0
-    assert report["published"] == {"orders": 60, "customers": 60}
+    assert {reason for _, reason in outcomes} == {
+        None,
+        "credit limit exceeded",
+        "unknown customer",
+        "out of stock",
+        "no answer in time",
+    }
+    assert list(report["published"]) == list(SERVICES)
+    assert all(report["published"].values())
     assert 0 < report["latency_p50_ms"] <= report["latency_p99_ms"]
-    assert [row["source"] for row in report["lag"]] == ["orders", "customers"]
+    assert [row["source"] for row in report["lag"]] == list(SERVICES)
     assert all(row["active"] for row in report["lag"])
-    assert len(report["invariants"]) >= 4
+    assert len(report["invariants"]) == 8
+
+
+async def test_in_chaos_every_process_is_killed_again_and_again_and_every_invariant_holds() -> None:
+    async with demo("--chaos", "--orders", "120", "--seed", "7", "--format", "json") as process:
+        output, said = await process.communicate()
+    assert process.returncode == 0, said.decode()[-4000:]
+    assert b"seed 7" in said
+    report = json.loads(output)
+    assert report["ok"] is True, report["invariants"]
+    assert sum(count for _, _, count in report["outcomes"]) >= 120
+    assert set(report["kills"]) == {"relay", *SERVICES}
+    assert min(report["kills"].values()) >= CHAOS_S // 10
 
 
 async def ready(process: asyncio.subprocess.Process) -> dict[str, Any]:
@@ -97,11 +119,12 @@ async def test_a_kept_stack_survives_the_death_of_each_of_its_processes() -> Non
     async with demo("--keep", "--format", "json") as process:
         stack = await ready(process)
         assert stack["ready"] is True
-        assert set(stack) == {"ready", "orders_url", "customers_url", "amqp_url", "dsn", "config", "pids"}
-        assert list(stack["pids"]) == ["relay", "orders", "customers", "postgres", "rabbitmq"]
+        urls = {f"{name}_url" for name in SERVICES}
+        assert set(stack) == {"ready", *urls, "amqp_url", "dsn", "config", "pids"}
+        assert list(stack["pids"]) == ["relay", *SERVICES, "postgres", "rabbitmq"]
         assert unsettled(stack["dsn"]["orders"]) == (0, 0), "no orders unless they are asked for"
 
-        services = {name: stack[f"{name}_url"] for name in ("orders", "customers")}
+        services = {name: stack[f"{name}_url"] for name in SERVICES}
         placing = asyncio.create_task(place_orders(services, 200))
         queues_saved = asyncio.create_task(asyncio.sleep(QUEUE_IS_DURABLE_S))
         for name, pid in stack["pids"].items():
@@ -112,8 +135,8 @@ async def test_a_kept_stack_survives_the_death_of_each_of_its_processes() -> Non
         await placing
 
         def settled() -> bool:
-            pending, total = unsettled(stack["dsn"]["orders"])
-            return pending == 0 and total >= 200
+            unfinished, total = unsettled(stack["dsn"]["orders"])
+            return unfinished == 0 and total >= 200 and undelivered(stack["dsn"]) == 0
 
         try:
             await eventually(settled, SETTLE_S)

@@ -3,75 +3,29 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import psycopg
 import pytest
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
 
 from relay.broker.properties import COMMANDS, EVENTS, Delivery, Properties
 from relay.errors import BrokerError
-from relay.messaging import Command, Event, Pool, Reply, Service, Transaction, Unprocessable
+from relay.messaging import Pool, Transaction, Unprocessable
 from relay.messaging.retry import FAULT_TRIES
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier, Outgoing
 from tests.support.database import Database
 from tests.support.link import Link
+from tests.support.notebook import SERVICE, Happened, Note, Notebook, running, then_written, with_notes, written
 from tests.support.waiting import eventually
 
 WAIT_S = 30.0
-SERVICE = "customers"
-"""Its role and its broker user exist, with a service's rights and no more."""
-
-
-class Note(Command):
-    """Write a line down."""
-
-    text: str
-
-
-class Noted(Reply):
-    text: str
-
-
-class Happened(Event):
-    text: str
-
-
-class Notebook:
-    """A service that writes down what it is told, in its own table; a test may make it stumble."""
-
-    def __init__(self) -> None:
-        self.service = Service(SERVICE)
-        self.tries: list[str] = []
-        self.stumble: Callable[[Note, Transaction], object] | None = None
-        self.service.command(Note)(self.note)
-        self.service.event(Happened)(self.overhear)
-        self.changed = asyncio.Event()
-
-    async def note(self, command: Note, tx: Transaction) -> Noted:
-        self.tries.append(command.text)
-        self.changed.set()
-        await tx.execute("INSERT INTO notes (text) VALUES (%s)", (command.text,))
-        if self.stumble is not None:
-            stumbling = self.stumble(command, tx)
-            if asyncio.iscoroutine(stumbling):
-                await stumbling
-        return Noted(text=command.text)
-
-    async def overhear(self, event: Happened, tx: Transaction) -> None:
-        await tx.execute("INSERT INTO notes (text) VALUES (%s)", (f"overheard {event.text}",))
-        await tx.add(Happened(text="noted"), aggregate=("notebook", "1"))
+DEAD = "SELECT message_id, attempts, body, history FROM relay.deferred WHERE dead_at IS NOT NULL"
 
 
 @pytest.fixture
 def notes(make_database: Callable[..., Database]) -> Database:
-    database = make_database()
-    database.query("CREATE TABLE notes (id serial, text text NOT NULL)")
-    database.query("GRANT ALL ON notes, notes_id_seq TO customers")
-    return database
+    return with_notes(make_database())
 
 
 @pytest.fixture(autouse=True)
@@ -91,21 +45,6 @@ async def courier(vhost: VirtualHost, notebook: Notebook) -> AsyncIterator[Couri
         yield courier
 
 
-@asynccontextmanager
-async def running(notebook: Notebook, dsn: str, url: str) -> AsyncIterator["asyncio.Task[None]"]:
-    """The service runs; at the end it is cancelled, if it still does."""
-    pool: Pool = AsyncConnectionPool[AsyncConnection[TupleRow]](
-        dsn, open=False, min_size=1, timeout=1, reconnect_timeout=1
-    )
-    async with pool:
-        task = asyncio.create_task(notebook.service.run(pool, url))
-        try:
-            yield task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
 @pytest.fixture
 async def service(
     notebook: Notebook, notes: Database, vhost: VirtualHost, courier: Courier
@@ -114,16 +53,14 @@ async def service(
         yield task
 
 
-def written(database: Database) -> list[object]:
-    return [row[0] for row in database.query("SELECT text FROM notes ORDER BY id")]
+async def then_dead(notes: Database) -> tuple[object, ...]:
+    """Id, attempts, body and history of the one dead message."""
+    await eventually(lambda: notes.query(DEAD))
+    (row,) = notes.query(DEAD)
+    return row
 
 
-async def then_written(database: Database, *texts: str) -> None:
-    await eventually(lambda: len(written(database)) >= len(texts))
-    assert written(database) == list(texts)
-
-
-async def then_dead(courier: Courier) -> Delivery:
+async def then_rejected(courier: Courier) -> Delivery:
     return await courier.take(f"{SERVICE}.dead")
 
 
@@ -148,8 +85,8 @@ async def test_the_work_the_reply_and_the_inbox_commit_together(notes: Database,
     ]
     assert notes.query("SELECT consumer, message_id FROM relay.inbox") == [(SERVICE, message_id)]
     assert notes.value(
-        "SELECT (SELECT xmin FROM notes) = (SELECT xmin FROM relay.outbox)"
-        " AND (SELECT xmin FROM notes) = (SELECT xmin FROM relay.inbox)"
+        "SELECT (SELECT txid FROM notes) = (SELECT txid FROM relay.outbox)"
+        " AND (SELECT txid::xid FROM notes) = (SELECT xmin FROM relay.inbox)"
     )
 
 
@@ -205,11 +142,12 @@ async def test_a_handler_that_always_fails_is_tried_and_then_its_message_is_dead
     bad = await courier.send(SERVICE, Note(text="bad"))
     await courier.send(SERVICE, Note(text="good"))
 
-    assert (await then_dead(courier)).properties.message_id == bad
+    message_id, attempts, _, _ = await then_dead(notes)
+    assert (message_id, attempts) == (bad, FAULT_TRIES)
     await then_written(notes, "good")
-    assert notebook.tries == ["bad"] * FAULT_TRIES + ["good"]
+    assert sorted(notebook.tries) == ["bad"] * FAULT_TRIES + ["good"]
     (told,) = (record for record in caplog.records if record.levelno == logging.ERROR)
-    assert vars(told)["action"] == "message_rejected"
+    assert vars(told)["action"] == "message_dead"
     assert told.exc_info is not None
 
 
@@ -248,7 +186,7 @@ async def test_a_handler_may_give_a_message_up_at_once(notes: Database, courier:
     notebook.stumble = give_up
     await courier.send(SERVICE, Note(text="a"))
 
-    await then_dead(courier)
+    await then_dead(notes)
     assert notebook.tries == ["a"]
     assert written(notes) == []
 
@@ -264,7 +202,7 @@ async def test_a_swallowed_error_of_the_database_is_not_taken_for_success(
     notebook.stumble = swallow
     await courier.send(SERVICE, Note(text="a"))
 
-    await then_dead(courier)
+    await then_dead(notes)
     assert written(notes) == []
     assert "TransactionLost" in caplog.text
 
@@ -275,12 +213,11 @@ async def test_a_swallowed_error_of_the_database_is_not_taken_for_success(
         (Properties("m1", type="Unheard"), b"{}", "no handler of Unheard"),
         (Properties("m1", type="Note"), b'{"txt": "a"}', "text: Field required"),
         (Properties("m1", type="Note"), b"\xff\xfe", "the body is no Note"),
-        (Properties("m1"), b'{"text": "a"}', "no type"),
-        (Properties(None, type="Note"), b'{"text": "a"}', "no id"),
     ],
 )
 @pytest.mark.usefixtures("service")
 async def test_a_message_that_nobody_can_handle_is_dead_at_once(
+    notes: Database,
     courier: Courier,
     notebook: Notebook,
     caplog: pytest.LogCaptureFixture,
@@ -290,9 +227,25 @@ async def test_a_message_that_nobody_can_handle_is_dead_at_once(
 ) -> None:
     await courier.publish(Outgoing(COMMANDS, SERVICE, properties, body))
 
-    assert (await then_dead(courier)).body == body
+    message_id, attempts, kept, _ = await then_dead(notes)
+    assert (message_id, attempts, kept) == ("m1", 1, body)
     assert notebook.tries == []
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("properties", "reason"),
+    [(Properties("m1"), "no type"), (Properties(None, type="Note"), "no id")],
+)
+@pytest.mark.usefixtures("service")
+async def test_a_message_that_no_table_can_hold_goes_to_the_dead_letters_of_the_broker(
+    notes: Database, courier: Courier, caplog: pytest.LogCaptureFixture, properties: Properties, reason: str
+) -> None:
+    await courier.publish(Outgoing(COMMANDS, SERVICE, properties, b'{"text": "a"}'))
+
+    assert (await then_rejected(courier)).body == b'{"text": "a"}'
+    assert reason in caplog.text
+    assert notes.query("SELECT FROM relay.deferred") == []
 
 
 @pytest.mark.usefixtures("service")
@@ -450,7 +403,7 @@ async def test_a_stop_does_not_wait_for_ever(
     service: "asyncio.Task[None]",
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("relay.messaging.worker.STOP_GRACE_S", 0.2)
+    monkeypatch.setattr("relay.messaging.attempt.STOP_GRACE_S", 0.2)
     notebook.stumble = lambda command, tx: asyncio.Event().wait()
     message_id = await courier.send(SERVICE, Note(text="a"))
     await notebook.changed.wait()
@@ -471,3 +424,49 @@ async def test_a_login_that_the_broker_refuses_ends_the_service(
         async with asyncio.timeout(WAIT_S):
             with pytest.raises(BrokerError, match="RabbitMQ"):
                 await service
+
+
+async def test_a_job_runs_beside_the_handlers_and_ends_with_the_service(
+    notebook: Notebook, notes: Database, vhost: VirtualHost, courier: Courier
+) -> None:
+    ended = asyncio.Event()
+
+    async def tick(pool: Pool) -> None:
+        async with pool.connection() as conn:
+            await conn.execute("INSERT INTO notes (text) VALUES ('tick')")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    notebook.service.job("ticks", tick)
+    async with running(notebook, notes.role_dsn(SERVICE), vhost.user_url(SERVICE)):
+        await then_written(notes, "tick")
+        assert not ended.is_set()
+    assert ended.is_set()
+
+
+async def test_a_job_waits_for_the_database_like_everything_else(
+    notebook: Notebook, notes: Database, vhost: VirtualHost, courier: Courier, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = asyncio.Event()
+
+    async def tick(pool: Pool) -> None:
+        while True:
+            async with pool.connection() as conn:
+                await conn.execute("INSERT INTO notes (text) VALUES ('tick')")
+            await more.wait()
+
+    notebook.service.job("ticks", tick)
+    async with (
+        Link(notes.role_dsn(SERVICE)) as database,
+        running(notebook, database.url, vhost.user_url(SERVICE)) as service,
+    ):
+        await then_written(notes, "tick")
+        await database.cut()
+        more.set()
+        await eventually(lambda: "the job ticks waits for the database" in caplog.text)
+        more.clear()
+        await database.restore()
+        await then_written(notes, "tick", "tick")
+        assert not service.done()

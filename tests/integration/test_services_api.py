@@ -22,12 +22,25 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 import services.customers
+import services.inventory
 import services.orders
 from relay.messaging import Pool, Reply, Transaction
-from services.contracts import CreditLimitExceeded, CreditReserved, ReserveCredit
+from services.contracts import (
+    CreditLimitExceeded,
+    CreditReserved,
+    CustomerUnknown,
+    Line,
+    OutOfStock,
+    ReleaseCredit,
+    ReserveCredit,
+    ReserveStock,
+    StockReserved,
+)
 from services.customers.api import CustomersApi
-from services.customers.credit import reserve_credit
+from services.customers.credit import release_credit, reserve_credit
 from services.http import create_app
+from services.inventory.api import InventoryApi
+from services.inventory.reservations import reserve_stock
 from services.orders.api import OrdersApi
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier
@@ -38,6 +51,14 @@ from tests.support.waiting import eventually
 WAIT_S = 30.0
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+RESERVE_LAMPS = """
+    WITH reservation AS (INSERT INTO stock_reservations (order_id, sku, quantity) VALUES (%s, 'lamp', %s)
+                         RETURNING quantity)
+    UPDATE stock SET available = available - quantity FROM reservation WHERE sku = 'lamp'
+"""
+
+UNFINISHED = "SELECT count(*) FROM relay.saga WHERE status NOT IN ('COMPLETED', 'COMPENSATED')"
 
 Api = Callable[[Pool], APIRouter]
 
@@ -65,6 +86,11 @@ def orders_database(make_database: Callable[..., Database]) -> Database:
 
 
 @pytest.fixture
+def inventory_database(make_database: Callable[..., Database]) -> Database:
+    return make_database("inventory")
+
+
+@pytest.fixture
 async def customers(customers_database: Database) -> AsyncIterator[httpx.AsyncClient]:
     async with client(customers_database.role_dsn("customers"), lambda pool: CustomersApi(pool).router) as http:
         yield http
@@ -73,6 +99,12 @@ async def customers(customers_database: Database) -> AsyncIterator[httpx.AsyncCl
 @pytest.fixture
 async def orders(orders_database: Database) -> AsyncIterator[httpx.AsyncClient]:
     async with client(orders_database.role_dsn("orders"), lambda pool: OrdersApi(pool).router) as http:
+        yield http
+
+
+@pytest.fixture
+async def inventory(inventory_database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    async with client(inventory_database.role_dsn("inventory"), lambda pool: InventoryApi(pool).router) as http:
         yield http
 
 
@@ -152,7 +184,7 @@ async def test_an_id_that_is_no_uuid_is_refused(customers: httpx.AsyncClient, or
     then_refused(await orders.get("/orders?customer_id=7"), "customer_id")
 
 
-async def test_an_order_is_placed_with_its_saga_in_one_transaction(
+async def test_an_order_is_placed_with_the_first_command_of_its_saga(
     orders: httpx.AsyncClient, orders_database: Database
 ) -> None:
     customer_id = str(uuid4())
@@ -170,13 +202,43 @@ async def test_an_order_is_placed_with_its_saga_in_one_transaction(
         "reason": None,
         "total": "25.50",
         "customer_id": customer_id,
+        "lines": [],
     }
-    ((payload, destination, reply_to, same_transaction),) = orders_database.query(
-        "SELECT payload, destination, reply_to, outbox.xmin = orders.xmin AND saga.xmin = orders.xmin"
-        " FROM relay.outbox, relay.saga, orders"
+    ((payload, destination, reply_to),) = orders_database.query(
+        "SELECT payload, destination, reply_to FROM relay.outbox"
     )
     assert payload == {"order_id": order_id, "customer_id": customer_id, "amount": "25.50"}
-    assert (destination, reply_to, same_transaction) == ("customers", "orders", True)
+    assert (destination, reply_to) == ("customers", "orders")
+    assert orders_database.value("SELECT state ->> 'order_id' FROM relay.saga") == order_id
+
+
+@pytest.mark.parametrize("table", ["relay.outbox", "relay.saga", "relay.saga_log", "order_lines"])
+async def test_an_order_is_placed_as_a_whole_or_not_at_all(
+    orders: httpx.AsyncClient, orders_database: Database, table: str
+) -> None:
+    orders_database.query(f"REVOKE INSERT ON {table} FROM orders")
+    order = {"customer_id": str(uuid4()), "total": "25.50", "lines": [{"sku": "lamp", "quantity": 1}]}
+
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await orders.post("/orders", json=order)
+
+    for name in ("orders", "relay.outbox", "relay.saga"):
+        assert orders_database.value(f"SELECT count(*) FROM {name}") == 0
+
+
+async def test_an_order_may_say_what_is_ordered(orders: httpx.AsyncClient, orders_database: Database) -> None:
+    lines = [{"sku": "lamp", "quantity": 2}, {"sku": "chair", "quantity": 1}]
+
+    placed = await orders.post("/orders", json={"customer_id": str(uuid4()), "total": "25.50", "lines": lines})
+
+    assert placed.status_code == 202
+    found = await orders.get(placed.headers["location"])
+    assert found.json()["lines"] == sorted(lines, key=lambda line: str(line["sku"]))
+    assert (await orders.get("/orders")).json() == [found.json()]
+    commands = "SELECT type, destination FROM relay.outbox ORDER BY type"
+    assert orders_database.query(commands) == [("ReserveCredit", "customers"), ("ReserveStock", "inventory")]
+    ((payload,),) = orders_database.query("SELECT payload FROM relay.outbox WHERE type = 'ReserveStock'")
+    assert payload == {"order_id": placed.json()["order_id"], "lines": lines}
 
 
 @pytest.mark.parametrize(
@@ -189,8 +251,19 @@ async def test_an_order_is_placed_with_its_saga_in_one_transaction(
         ("total", {"total": None}),
         ("customer_id", {"customer_id": "Ada"}),
         ("customer_id", {"customer_id": None}),
+        ("lines", {"lines": None}),
+        ("lines", {"lines": [{"sku": "lamp", "quantity": 1}, {"sku": "lamp", "quantity": 2}]}),
+        ("lines", {"lines": [{"sku": f"lamp {number}", "quantity": 1} for number in range(101)]}),
+        ("sku", {"lines": [{"quantity": 1}]}),
+        ("sku", {"lines": [{"sku": " ", "quantity": 1}]}),
+        ("sku", {"lines": [{"sku": "la\x00mp", "quantity": 1}]}),
+        ("quantity", {"lines": [{"sku": "lamp"}]}),
+        ("quantity", {"lines": [{"sku": "lamp", "quantity": 0}]}),
+        ("quantity", {"lines": [{"sku": "lamp", "quantity": "2"}]}),
+        ("quantity", {"lines": [{"sku": "lamp", "quantity": 1.5}]}),
+        ("price", {"lines": [{"sku": "lamp", "quantity": 1, "price": "1.00"}]}),
     ],
-    ids=ascii,
+    ids=lambda value: ascii(value)[:50],
 )
 async def test_a_wrong_order_is_refused_with_the_field_named(
     orders: httpx.AsyncClient, orders_database: Database, field: str, change: dict[str, Any]
@@ -251,9 +324,47 @@ async def test_while_the_database_is_away_the_api_says_so_and_recovers(
 
 
 async def test_a_bug_is_not_taken_for_an_absence(orders: httpx.AsyncClient, orders_database: Database) -> None:
-    orders_database.query("DROP TABLE orders")
+    orders_database.query("DROP TABLE orders CASCADE")
     with pytest.raises(psycopg.errors.UndefinedTable):  # the server makes a 500 of it, and logs the traceback
         await orders.get("/orders")
+
+
+async def test_stock_is_put_and_read(inventory: httpx.AsyncClient) -> None:
+    put = await inventory.put("/stock/lamp", json={"quantity": 5})
+
+    assert put.status_code == 200
+    assert put.json() == {"sku": "lamp", "quantity": 5, "available": 5, "reserved": 0, "confirmed": 0}
+    assert (await inventory.get("/stock/lamp")).json() == put.json()
+    assert (await inventory.get("/stock/chair")).status_code == 404
+
+
+async def test_a_name_with_a_space_is_a_name(inventory: httpx.AsyncClient) -> None:
+    await inventory.put("/stock/desk%20lamp", json={"quantity": 1})
+    assert (await inventory.get("/stock/desk%20lamp")).json()["sku"] == "desk lamp"
+
+
+@pytest.mark.parametrize("quantity", [-1, 1_000_001, "5", 1.5, None, True])
+async def test_a_quantity_that_cannot_be_is_refused(inventory: httpx.AsyncClient, quantity: object) -> None:
+    then_refused(await inventory.put("/stock/lamp", json={"quantity": quantity}), "quantity")
+    assert (await inventory.get("/stock/lamp")).status_code == 404
+
+
+@pytest.mark.parametrize("sku", ["%20", "a%00b", "a" * 65])
+async def test_what_is_no_name_of_a_thing_is_refused(inventory: httpx.AsyncClient, sku: str) -> None:
+    then_refused(await inventory.put(f"/stock/{sku}", json={"quantity": 1}), "sku")
+
+
+async def test_what_is_counted_again_leaves_reservations_alone(
+    inventory: httpx.AsyncClient, inventory_database: Database
+) -> None:
+    await inventory.put("/stock/lamp", json={"quantity": 5})
+    inventory_database.query(RESERVE_LAMPS, uuid4(), 3)
+
+    assert (await inventory.put("/stock/lamp", json={"quantity": 2})).status_code == 409
+    counted = await inventory.put("/stock/lamp", json={"quantity": 4})
+
+    assert counted.json() == {"sku": "lamp", "quantity": 4, "available": 1, "reserved": 3, "confirmed": 0}
+    assert inventory_database.value("SELECT supplied FROM stock") == 4
 
 
 async def test_two_instances_that_reserve_credit_at_once_keep_to_the_limit(
@@ -276,23 +387,77 @@ async def test_two_instances_that_reserve_credit_at_once_keep_to_the_limit(
         assert isinstance(await waiting, CreditLimitExceeded)
 
 
+async def test_credit_that_is_released_can_be_reserved_again(
+    customers: httpx.AsyncClient, customers_database: Database
+) -> None:
+    created = await customers.post("/customers", json={"name": "Ada", "credit_limit": "100.00"})
+    customer_id, first, second = UUID(created.json()["customer_id"]), uuid4(), uuid4()
+
+    async with await AsyncConnection.connect(customers_database.role_dsn("customers")) as conn:
+        tx = Transaction(conn)
+
+        async def reserve(order_id: UUID, customer: UUID = customer_id) -> Reply:
+            command = ReserveCredit(order_id=order_id, customer_id=customer, amount=Decimal("60.00"))
+            return await reserve_credit(command, tx)
+
+        assert isinstance(await reserve(first), CreditReserved)
+        assert isinstance(await reserve(second), CreditLimitExceeded)
+        assert isinstance(await reserve(second, uuid4()), CustomerUnknown)
+        for _ in range(2):
+            await release_credit(ReleaseCredit(order_id=first), tx)
+        assert isinstance(await reserve(second), CreditReserved)
+        await conn.commit()
+    assert (await customers.get(f"/customers/{customer_id}")).json()["reserved"] == "60.00"
+
+
+async def test_two_instances_that_reserve_stock_at_once_never_have_more_than_there_is(
+    inventory: httpx.AsyncClient, inventory_database: Database
+) -> None:
+    for sku in ("chair", "lamp"):
+        await inventory.put(f"/stock/{sku}", json={"quantity": 5})
+
+    async def reserve(conn: AsyncConnection[TupleRow], *skus: str) -> Reply:
+        lines = tuple(Line(sku=sku, quantity=3) for sku in skus)
+        return await reserve_stock(ReserveStock(order_id=uuid4(), lines=lines), Transaction(conn))
+
+    dsn = inventory_database.role_dsn("inventory")
+    async with await AsyncConnection.connect(dsn) as first, await AsyncConnection.connect(dsn) as second:
+        assert isinstance(await reserve(first, "lamp", "chair"), StockReserved)
+        waiting = asyncio.create_task(reserve(second, "chair", "lamp"))
+        await eventually(lambda: inventory_database.value(WAITING) == 1)
+        await first.commit()
+
+        refused = await waiting
+        assert isinstance(refused, OutOfStock)
+        assert refused.sku == "chair"
+        assert isinstance(await reserve(second, "no such thing"), OutOfStock)
+    assert (await inventory.get("/stock/lamp")).json()["available"] == 2
+
+
 # The services as processes. A courier carries their messages, in place of the relay.
 
 
 @dataclass
 class Shop:
-    """Both services, each under its own role and its own broker user."""
+    """All services, each under its own role and its own broker user."""
 
     orders: "ServiceProcess"
     customers: "ServiceProcess"
+    inventory: "ServiceProcess"
     courier: Courier
 
     async def customer(self, limit: str) -> str:
         answer = await self.customers.http.post("/customers", json={"name": "Ada", "credit_limit": limit})
         return str(answer.json()["customer_id"])
 
-    async def place(self, customer_id: str, total: str) -> str:
-        answer = await self.orders.http.post("/orders", json={"customer_id": customer_id, "total": total})
+    async def stock(self, sku: str, quantity: int) -> None:
+        answer = await self.inventory.http.put(f"/stock/{sku}", json={"quantity": quantity})
+        assert answer.status_code == 200, answer.text
+
+    async def place(self, customer_id: str, total: str, **lines: int) -> str:
+        order = {"customer_id": customer_id, "total": total}
+        wanted = [{"sku": sku, "quantity": quantity} for sku, quantity in lines.items()]
+        answer = await self.orders.http.post("/orders", json={**order, "lines": wanted})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["order_id"])
 
@@ -300,12 +465,28 @@ class Shop:
         """The order, once it is no longer pending."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                await self.courier.carry(self.orders.database)
-                await self.courier.carry(self.customers.database)
+                await self.carry()
                 order: dict[str, Any] = (await self.orders.http.get(f"/orders/{order_id}")).json()
                 if order["state"] != "PENDING":
                     return order
                 await asyncio.sleep(0.05)  # HTTP has no event for this
+
+    async def carry(self) -> None:
+        """What each of them has to say to the others, once."""
+        for service in (self.orders, self.customers, self.inventory):
+            await self.courier.carry(service.database)
+
+    async def ended(self) -> None:
+        """Wait until every saga has ended."""
+        async with asyncio.timeout(WAIT_S):
+            while self.orders.database.value(UNFINISHED):
+                await self.carry()
+                await asyncio.sleep(0.05)  # nothing tells when a service has handled what was carried
+
+    async def view(self, service: str, path: str) -> dict[str, Any]:
+        process: ServiceProcess = getattr(self, service)
+        found: dict[str, Any] = (await process.http.get(path)).json()
+        return found
 
 
 class ServiceProcess:
@@ -374,21 +555,26 @@ class ServiceProcess:
 @pytest.fixture
 async def courier(vhost: VirtualHost) -> AsyncIterator[Courier]:
     async with Courier(vhost.url) as courier:
-        for service in (services.orders.service, services.customers.service):
+        for service in (services.orders.service, services.customers.service, services.inventory.service):
             await courier.declare(service.queue)
         yield courier
 
 
 @pytest.fixture
 async def shop(
-    orders_database: Database, customers_database: Database, vhost: VirtualHost, courier: Courier
+    orders_database: Database,
+    customers_database: Database,
+    inventory_database: Database,
+    vhost: VirtualHost,
+    courier: Courier,
 ) -> AsyncIterator[Shop]:
     async with AsyncExitStack() as stack:
         orders = ServiceProcess("orders", orders_database, vhost.user_url("orders"))
         customers = ServiceProcess("customers", customers_database, vhost.user_url("customers"))
-        for process in (orders, customers):
+        inventory = ServiceProcess("inventory", inventory_database, vhost.user_url("inventory"))
+        for process in (orders, customers, inventory):
             await stack.enter_async_context(process)
-        yield Shop(await orders.ready(), await customers.ready(), courier)
+        yield Shop(await orders.ready(), await customers.ready(), await inventory.ready(), courier)
 
 
 async def test_an_order_within_the_limit_is_approved(shop: Shop) -> None:
@@ -416,6 +602,63 @@ async def test_an_order_over_the_limit_is_cancelled(shop: Shop) -> None:
 async def test_an_order_of_an_unknown_customer_is_cancelled(shop: Shop) -> None:
     order = await shop.decided(await shop.place(str(uuid4()), "1.00"))
     assert (order["state"], order["reason"]) == ("CANCELLED", "unknown customer")
+
+
+async def test_what_an_approved_order_asks_for_is_sold(shop: Shop) -> None:
+    customer_id = await shop.customer("100.00")
+    await shop.stock("lamp", 5)
+
+    order = await shop.decided(await shop.place(customer_id, "10.00", lamp=2))
+    await shop.ended()
+
+    assert (order["state"], order["lines"]) == ("APPROVED", [{"sku": "lamp", "quantity": 2}])
+    stock = await shop.view("inventory", "/stock/lamp")
+    assert (stock["available"], stock["reserved"], stock["confirmed"]) == (3, 0, 2)
+
+
+async def test_an_order_of_what_is_out_of_stock_is_cancelled_and_its_credit_released(shop: Shop) -> None:
+    customer_id = await shop.customer("100.00")
+    await shop.stock("lamp", 5)
+    await shop.stock("chair", 1)
+
+    order = await shop.decided(await shop.place(customer_id, "10.00", lamp=5, chair=2))
+
+    assert (order["state"], order["reason"]) == ("CANCELLED", "out of stock")
+    await shop.ended()
+    assert (await shop.view("customers", f"/customers/{customer_id}"))["reserved"] == "0.00"
+    assert (await shop.view("inventory", "/stock/lamp"))["available"] == 5
+
+
+async def test_the_stock_of_an_order_over_the_limit_is_released(shop: Shop) -> None:
+    customer_id = await shop.customer("100.00")
+    await shop.stock("lamp", 5)
+
+    order = await shop.decided(await shop.place(customer_id, "100.01", lamp=5))
+
+    assert (order["state"], order["reason"]) == ("CANCELLED", "credit limit exceeded")
+    await shop.ended()
+    stock = await shop.view("inventory", "/stock/lamp")
+    assert (stock["available"], stock["reserved"], stock["confirmed"]) == (5, 0, 0)
+
+
+async def test_an_order_does_not_wait_long_for_a_service_that_is_down(shop: Shop) -> None:
+    customer_id = await shop.customer("100.00")
+    await shop.stock("lamp", 5)
+    await shop.inventory.end(SIGKILL)
+    order_id = await shop.place(customer_id, "10.00", lamp=5)
+    without_goods = await shop.decided(await shop.place(customer_id, "90.00"))
+    given_up = "SELECT count(*) FROM relay.saga WHERE status = 'COMPENSATING'"
+    await eventually(lambda: shop.orders.database.value(given_up) == 1)
+    await shop.inventory.start()
+
+    order = await shop.decided(order_id)
+
+    assert without_goods["state"] == "APPROVED"
+    assert (order["state"], order["reason"]) == ("CANCELLED", "no answer in time")
+    await shop.ended()
+    assert (await shop.view("customers", f"/customers/{customer_id}"))["reserved"] == "90.00"
+    stock = await shop.view("inventory", "/stock/lamp")
+    assert (stock["available"], stock["reserved"], stock["confirmed"]) == (5, 0, 0)
 
 
 async def test_all_messages_delivered_twice_have_single_effects(shop: Shop) -> None:

@@ -17,7 +17,7 @@ from relay.demo.install import ensure_rabbitmq
 from relay.demo.postgres import PrivatePostgres
 from relay.demo.rabbitmq import BrokerUser, PrivateRabbitMQ
 
-SERVICES = ("orders", "customers")
+SERVICES = ("orders", "customers", "inventory")
 
 
 def _missing(error: ServerMissing) -> NoReturn:

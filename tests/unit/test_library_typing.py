@@ -9,7 +9,7 @@ PRELUDE = """
 from uuid import UUID
 import psycopg
 from pydantic import BaseModel
-from relay.messaging import Command, Event, Failure, Reply, Service, Transaction, outbox
+from relay.messaging import Command, Event, Failure, Reply, Retry, Service, Transaction, outbox
 from relay.saga import Saga
 
 class Pay(Command): ...
@@ -30,30 +30,63 @@ async def pay(command: Pay, tx: Transaction) -> Paid | Broke:
     await tx.add(Moved(), aggregate=("order", "7"))
     return Paid()
 
-@shop.command(Refund)
+@shop.compensation(Refund)
 async def refund(command: Refund, tx: Transaction) -> None: ...
 
 @shop.event(Moved)
 async def moved(event: Moved, tx: Transaction) -> None: ...
 
-@trip.local()
-async def note(state: State, tx: Transaction) -> None: ...
+@trip.local(retry=Retry(attempts=3, backoff="1s..1m"), when=lambda state: state.note != "")
+async def note(state: State, tx: Transaction) -> Broke | None: ...
 
 @note.compensate
 async def strike(state: State, tx: Transaction) -> None: ...
 
-@trip.step(to="billing")
-def ask(state: State) -> Pay:
-    return Pay()
+with trip.parallel():
+
+    @trip.step(to="billing", timeout="30s", transient=(Broke,))
+    def ask(state: State) -> Pay:
+        return Pay()
 
 @ask.on(Paid)
 def paid(state: State, reply: Paid) -> None: ...
+
+@ask.on(Broke)
+def broke(state: State, reply: Broke) -> None: ...
+
+@ask.compensate
+def refund_it(state: State) -> Refund:
+    return Refund()
+
+@ask.or_else(to="bank")
+def ask_the_bank(state: State) -> Pay:
+    return Pay()
+
+@ask_the_bank.on(Reply)
+def heard(state: State, reply: Reply) -> None: ...
+
+trip.compensate_in_order((ask, note))
+
+async def again(state: State, tx: Transaction) -> None:
+    await strike(state, tx)
+    refund_it(state)
+    paid(state, Paid())
 
 def sync(conn: psycopg.Connection) -> UUID:
     return outbox.add(conn, Moved(), aggregate=("order", "7"))
 
 async def asynchronous(conn: psycopg.AsyncConnection) -> UUID:
     return await outbox.add(conn, Moved(), aggregate=("order", "7"))
+"""
+
+A_STEP = """
+@trip.step(to="billing")
+def ask(state: State) -> Pay: ...
+"""
+
+A_LOCAL_STEP = """
+@trip.local()
+async def note(state: State, tx: Transaction) -> None: ...
 """
 
 WRONG = {
@@ -69,6 +102,10 @@ async def pay(command: Pay, tx: Transaction) -> str: ...
 @shop.command(Pay)
 def pay(command: Pay, tx: Transaction) -> Paid: ...
 """,
+    "a handler that undoes another command": """
+@shop.compensation(Refund)
+async def refund(command: Pay, tx: Transaction) -> None: ...
+""",
     "a command where an event belongs": """
 @shop.event(Pay)
 async def pay(command: Pay, tx: Transaction) -> None: ...
@@ -77,25 +114,88 @@ async def pay(command: Pay, tx: Transaction) -> None: ...
 @shop.event(Moved)
 async def moved(event: Moved, tx: Transaction) -> Paid: ...
 """,
-    "a handler of another reply": """
-@trip.step(to="billing")
-def ask(state: State) -> Pay: ...
+    "a handler of another reply": f"""{A_STEP}
 @ask.on(Paid)
 def paid(state: State, reply: Broke) -> None: ...
+""",
+    "a handler of a reply that works on another state": f"""{A_STEP}
+@ask.on(Paid)
+def paid(state: Pay, reply: Paid) -> None: ...
+""",
+    "a handler of what is no reply": f"""{A_STEP}
+@ask.on(Pay)
+def paid(state: State, reply: Pay) -> None: ...
+""",
+    "a handler of a reply that is async": f"""{A_STEP}
+@ask.on(Paid)
+async def paid(state: State, reply: Paid) -> None: ...
 """,
     "a step that works on another state": """
 @trip.local()
 async def note(state: Pay, tx: Transaction) -> None: ...
 """,
+    "a step that returns a reply which is no failure": """
+@trip.local()
+async def note(state: State, tx: Transaction) -> Paid: ...
+""",
     "a step that makes no command": """
 @trip.step(to="billing")
 def ask(state: State) -> Paid: ...
 """,
-    "a compensation that works on another state": """
-@trip.local()
+    "a step that makes a command from another state": """
+@trip.step(to="billing")
+def ask(state: Pay) -> Pay: ...
+""",
+    "a condition on another state": """
+def rich(state: Pay) -> bool: ...
+@trip.step(to="billing", when=rich)
+def ask(state: State) -> Pay: ...
+""",
+    "a condition that is no condition": """
+@trip.step(to="billing", when=True)
+def ask(state: State) -> Pay: ...
+""",
+    "a transient failure that is none": """
+@trip.step(to="billing", transient=(Paid,))
+def ask(state: State) -> Pay: ...
+""",
+    "an option of another kind of step": """
+@trip.local(timeout="1s")
 async def note(state: State, tx: Transaction) -> None: ...
+""",
+    "an order of compensation that wants what is no step": """
+trip.compensate_in_order("ask")
+""",
+    "a compensation that works on another state": f"""{A_LOCAL_STEP}
 @note.compensate
 async def strike(state: Pay, tx: Transaction) -> None: ...
+""",
+    "a compensation of a local step that is not async": f"""{A_LOCAL_STEP}
+@note.compensate
+def strike(state: State, tx: Transaction) -> None: ...
+""",
+    "a compensation that returns no command": f"""{A_STEP}
+@ask.compensate
+def refund(state: State) -> Paid: ...
+""",
+    "a compensation that makes a command from another state": f"""{A_STEP}
+@ask.compensate
+def refund(state: Pay) -> Refund: ...
+""",
+    "an alternative that makes no command": f"""{A_STEP}
+@ask.or_else(to="bank")
+def ask_the_bank(state: State) -> Paid: ...
+""",
+    "an alternative of a local step": f"""{A_LOCAL_STEP}
+@note.or_else(to="bank")
+def ask_the_bank(state: State) -> Pay: ...
+""",
+    "an alternative with a condition": f"""{A_STEP}
+@ask.or_else(to="bank", when=lambda state: True)
+def ask_the_bank(state: State) -> Pay: ...
+""",
+    "a way to be locked that does not exist": """
+other = Saga("other", state=State, lock=lambda state: ("order", state.note), on_locked="despair")
 """,
     "a message that is not awaited": """
 async def forgetful(conn: psycopg.AsyncConnection) -> None:

@@ -5,7 +5,18 @@ from datetime import UTC, datetime
 import pytest
 
 from relay.broker.properties import Delivery, Properties
-from relay.messaging import Command, Event, Failure, Incoming, Message, Reply, Unprocessable
+from relay.messaging import (
+    Command,
+    Compensated,
+    Done,
+    Event,
+    Failure,
+    Incoming,
+    Message,
+    OperationCancelled,
+    Reply,
+    Unprocessable,
+)
 from relay.messaging.message import decode, kind_of, type_of
 
 
@@ -100,3 +111,26 @@ def test_a_message_without_a_type_is_refused() -> None:
 def test_a_time_that_cannot_be_is_as_good_as_none() -> None:
     incoming = Incoming.of(delivery(Properties("m1", type="Moved", timestamp=1_700_000_000_000_000)))
     assert incoming.sent_at is None
+
+
+@pytest.mark.parametrize(
+    ("header", "attempt"),
+    [("3", 3), (3, 3), (None, 1), ("0", 1), ("-1", 1), ("x", 1), (b"3", 1), (2**31, 1), (str(2**31 - 1), 2**31 - 1)],
+)
+def test_the_attempt_counts_from_one_and_what_is_no_number_is_the_first(
+    header: str | int | bytes | None, attempt: int
+) -> None:
+    incoming = Incoming.of(delivery(Properties("m1", type="Moved", headers={"attempt": header})))
+    assert (incoming.attempt, incoming.compensation) == (attempt, None)
+
+
+def test_a_compensation_has_a_count_of_its_own() -> None:
+    incoming = Incoming.of(delivery(Properties("m1", type="Moved", headers={"compensation": "2"})))
+    assert (incoming.attempt, incoming.compensation) == (1, 2)
+
+
+def test_every_command_is_known_to_say_what_it_may_be_answered_with() -> None:
+    assert Command.replies == ()
+    assert "replies" not in PayInvoice.model_fields
+    assert [kind_of(reply()) for reply in (Done, Compensated, OperationCancelled)] == ["reply"] * 3
+    assert isinstance(OperationCancelled(), Failure)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from relay.broker.properties import Properties
 from relay.broker.topology import ServiceQueue
-from relay.messaging import Command, Event, HandlerTaken, Reply, Service, Transaction
+from relay.messaging import Command, Event, Failure, HandlerTaken, Incoming, Reply, Service, Transaction
+from relay.messaging.handler import Route, Routes
 
 
 class Pay(Command): ...
@@ -57,3 +59,56 @@ def test_a_handler_stays_a_function_that_can_be_called() -> None:
 
 
 async def _nothing() -> None: ...
+
+
+def incoming(name: str, **headers: str) -> Incoming:
+    return Incoming.read(Properties("m1", name, headers=headers), b"{}")
+
+
+class TestRoutes:
+    async def any_reply(self, incoming: Incoming, tx: Transaction) -> None: ...
+
+    async def paid(self, reply: Paid, tx: Transaction) -> None: ...
+
+    @pytest.fixture
+    def routes(self) -> Routes:
+        routes = Routes("billing")
+        routes.add(Route.to(self.paid, Paid))
+        routes.add_replies(self.any_reply)
+        return routes
+
+    def test_a_reply_to_an_operation_goes_to_the_handler_of_all_replies(self, routes: Routes) -> None:
+        route = routes.find(incoming("Refused", operation="s/pay/action"))
+        assert route is not None
+        assert (route.message_type, route.command) == (Reply, None)
+
+    def test_a_handler_of_its_type_comes_first(self, routes: Routes) -> None:
+        route = routes.find(incoming("Paid", operation="s/pay/action"))
+        assert route is not None
+        assert route.message_type is Paid
+
+    def test_what_answers_no_operation_has_no_handler(self, routes: Routes) -> None:
+        assert routes.find(incoming("Refused")) is None
+
+    def test_there_is_one_handler_of_all_replies(self) -> None:
+        billing = Service("billing")
+        billing.replies(self.any_reply)
+        with pytest.raises(HandlerTaken, match="service billing has a handler of all replies already"):
+            billing.replies(self.any_reply)
+
+    def test_an_action_and_a_compensation_are_two_commands(self) -> None:
+        billing = Service("billing")
+        billing.command(Pay)(lambda command, tx: _nothing())
+        with pytest.raises(HandlerTaken, match="Pay"):
+            billing.compensation(Pay)(lambda command, tx: _nothing())
+
+
+class Broke(Failure): ...
+
+
+@pytest.mark.parametrize(
+    ("replies", "may_fail"), [((), True), ((Paid,), False), ((Paid, Broke), True)], ids=["untold", "never", "may"]
+)
+def test_whether_a_command_may_fail_is_known_from_its_replies(replies: tuple[type[Reply], ...], may_fail: bool) -> None:
+    command = type("Pay", (Command,), {"replies": replies, "__annotations__": {}})
+    assert Route.to(lambda command, tx: _nothing(), command).may_fail is may_fail

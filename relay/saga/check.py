@@ -1,0 +1,98 @@
+"""What a definition must be like so that it can work."""
+
+from typing import TYPE_CHECKING, Any
+
+from relay.messaging import Failure, Reply
+from relay.messaging.message import type_of
+from relay.messaging.operation import ACTION
+from relay.saga.step import BUILT_IN, Nature, RemoteStep, Step, following, line
+
+if TYPE_CHECKING:
+    from relay.saga.definition import Saga
+
+
+def check(saga: "Saga[Any]") -> None:
+    """Raise DefinitionError, with the step named, for what cannot work."""
+    _check_pivots(saga)
+    for step in saga.steps:
+        if step.name == ACTION and step.principal is not step:
+            saga.refuse("an alternative cannot be called that: operations call the step itself so", step.name)
+        _check_undo(saga, step)
+        if isinstance(step, RemoteStep):
+            _check_replies(saga, step)
+    if saga.undo_order is not None:
+        _check_undo_order(saga)
+
+
+def _check_pivots(saga: "Saga[Any]") -> None:
+    pivots = [step for step in saga.steps if step.pivot]
+    for step in pivots[1:]:
+        saga.refuse("it is a second pivot", step.name)
+    for stage in saga.stages:
+        for step in stage:
+            if step.pivot and len(stage) > 1:
+                saga.refuse("a pivot has no step beside it: what is done in parallel could not be undone", step.name)
+            if step.pivot and following(step):
+                saga.refuse("a pivot has no alternatives: nobody knows whether the first one passed", step.name)
+            if step.pivot and step.condition is not None:
+                saga.refuse("a pivot is never skipped: without it there is no point of no return", step.name)
+
+
+def _check_undo(saga: "Saga[Any]", step: Step[Any]) -> None:
+    if step.readonly and step.compensation is not None:
+        saga.refuse("it is readonly, so there is nothing that its compensation could undo", step.name)
+    undoable = step.readonly or step.compensation is not None
+    nature = saga.nature(step)
+    if nature is Nature.COMPENSABLE and not undoable:
+        saga.refuse(
+            "it has no compensation, but comes before the point of no return: "
+            f"add @{step.name}.compensate, or say readonly=True when there is nothing to undo",
+            step.name,
+        )
+    if nature is Nature.COMPENSABLE:
+        return
+    if following(step) and not undoable:
+        saga.refuse("another one is tried after it, so it needs a compensation: it may have happened", step.name)
+    if step.compensation is not None and not following(step):
+        saga.refuse("it has a compensation, but nothing is undone from the pivot on", step.name)
+
+
+def _check_replies(saga: "Saga[Any]", step: RemoteStep[Any]) -> None:
+    declared: dict[str, type[Reply]] = {}
+    if step.command_type is not None:
+        declared = {type_of(reply): reply for reply in step.command_type.replies}
+    for name in declared:
+        if name not in step.replies and name not in BUILT_IN:
+            saga.refuse(f"nobody handles its reply {name}: add @{step.name}.on({name})", step.name)
+    for name, reply in step.replies.items():
+        if declared and name not in BUILT_IN and declared.get(name) is not reply:
+            command = step.command_type.__name__ if step.command_type else "its command"
+            saga.refuse(f"it handles {name}, which is none of the replies of {command}", step.name)
+    if step.replies and all(issubclass(reply, Failure) for reply in (*step.replies.values(), *declared.values())):
+        saga.refuse(
+            f"no reply completes it: handle one that is not a Failure, like Done (@{step.name}.on(Done))",
+            step.name,
+        )
+    for failure in step.transient:
+        if type_of(failure) not in step.replies:
+            saga.refuse(f"{type_of(failure)} is called transient, but nobody handles it", step.name)
+
+
+def _check_undo_order(saga: "Saga[Any]") -> None:
+    order = [step for stage in saga.undo_order or () for step in stage]
+    for step in order:
+        if order.count(step) > 1:
+            saga.refuse("the order of compensation names it twice", step.name)
+        if saga.find(step.name) is not step:
+            saga.refuse("the order of compensation names it, but it is no step of this saga", step.name)
+        if step.principal is not step:
+            saga.refuse(f"the order of compensation names it, but it belongs to {step.principal.name}", step.name)
+        if not any(each.compensation for each in line(step)):
+            saga.refuse("the order of compensation names it, but it has no compensation", step.name)
+        if saga.nature(step) is not Nature.COMPENSABLE:
+            saga.refuse("the order of compensation names it, but nothing is undone from the pivot on", step.name)
+    for stage in saga.stages:
+        for step in stage:
+            undoable = saga.nature(step) is Nature.COMPENSABLE and any(each.compensation for each in line(step))
+            if undoable and step not in order:
+                saga.refuse("the order of compensation leaves it out", step.name)

@@ -1,0 +1,66 @@
+"""What a definition says, as data, and the hash that tells one version of it from another."""
+
+from hashlib import sha256
+from typing import Any
+
+from pydantic import JsonValue
+from pydantic_core import to_json
+
+from relay.messaging import Command, Retry
+from relay.saga.definition import Saga
+from relay.saga.step import RemoteStep, Step, command_type
+
+
+def describe(saga: Saga[Any]) -> dict[str, JsonValue]:
+    """Everything that decides what the saga does, but for the code of its functions: of that only the names."""
+    return {
+        "name": saga.name,
+        "state": saga.state.model_json_schema(),
+        "timeout_s": saga.timeout_s,
+        "stages": [[_step(saga, step) for step in stage] for stage in saga.stages],
+        "undo": [[step.name for step in stage if step.compensation] for stage in saga.undo_stages],
+        "lock": None if saga.lock is None else {"on_locked": saga.on_locked, "timeout_s": saga.lock_timeout_s},
+    }
+
+
+def fingerprint(saga: Saga[Any]) -> str:
+    """The SHA-256 of the description, in hexadecimal digits. Two processes with the same definition agree on it."""
+    text = to_json(_sorted(describe(saga)))
+    return sha256(text).hexdigest()
+
+
+def _step(saga: Saga[Any], step: Step[Any]) -> dict[str, JsonValue]:
+    said: dict[str, JsonValue] = {
+        "name": step.name,
+        "nature": saga.nature(step).value,
+        "conditional": step.principal.condition is not None,
+        "readonly": step.readonly,
+        "retry": _retry(step.retry),
+        "compensation": None if step.compensation is None else step.compensation.__name__,
+        "compensation_retry": _retry(step.compensation_retry),
+        "transient": [failure.__name__ for failure in step.transient],
+    }
+    if isinstance(step, RemoteStep):
+        said["to"] = step.to
+        said["timeout_s"] = step.timeout_s
+        said["command"] = _schema(step.command_type)
+        said["compensating_command"] = None if step.compensation is None else _schema(command_type(step.compensation))
+        said["replies"] = {name: reply.model_json_schema() for name, reply in step.replies.items()}
+        if step.principal is step:
+            said["alternatives"] = [_step(saga, alternative) for alternative in step.alternatives]
+    return said
+
+
+def _schema(command: type[Command] | None) -> JsonValue:
+    return None if command is None else command.model_json_schema()
+
+
+def _retry(retry: Retry) -> JsonValue:
+    return {"attempts": retry.attempts, "backoff": retry.backoff}
+
+
+def _sorted(value: JsonValue) -> JsonValue:
+    """JSON with the keys of its objects in order: the hash must not depend on the order of declarations in a model."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
