@@ -5,12 +5,14 @@ import sys
 import click
 
 from relay import __version__
+from relay.cli.dead import dead
 from relay.cli.demo import demo
 from relay.cli.lag import lag
 from relay.cli.migrate import migrate
 from relay.cli.parked import parked
 from relay.cli.republish import republish
 from relay.cli.run import run
+from relay.cli.saga import saga
 from relay.cli.topology import topology
 from relay.errors import ExitCode, RelayError
 
@@ -24,7 +26,7 @@ def cli() -> None:
     """
 
 
-for verb in (run, lag, parked, republish, topology, migrate, demo):
+for verb in (run, lag, parked, saga, dead, republish, topology, migrate, demo):
     cli.add_command(verb)
 
 

@@ -12,19 +12,27 @@ from psycopg import AsyncConnection, sql
 from psycopg.conninfo import make_conninfo
 
 from relay.daemon import partitions
-from relay.daemon.partitions import DAYS_AHEAD, Partitions
-from relay.log import SourceLog
+from relay.daemon.partitions import DAYS_AHEAD
 from relay.tasks import end
 from relay.wal.lsn import NOWHERE, Lsn, parse_lsn
 from tests.conftest import VirtualHost
 from tests.support.database import Database
 from tests.support.mailbox import mailbox
+from tests.support.partitions import (
+    EVERYTHING,
+    Settled,
+    actions,
+    ask,
+    attachments_proven,
+    caretaker,
+    given_patience,
+    waits_for_a_lock,
+)
+from tests.support.partitions import attached as partitions_of
 from tests.support.process import Process
 from tests.support.waiting import eventually
 
-WEEK = timedelta(days=7)
 LONG_AGO = 30
-EVERYTHING = Lsn(2**63)
 
 INSERT = (
     "INSERT INTO relay.outbox (aggregate_type, aggregate_id, type, payload, created_at)"
@@ -34,34 +42,11 @@ INSERT = (
 CREATE: LiteralString = "SELECT relay.create_outbox_partition(%s)"
 DROP = "SELECT relay.drop_outbox_partition(%s, '7 days', %s::xid8, %s::pg_lsn)"
 PROOF = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_current_wal_insert_lsn()::text"
-WAITS = (
-    "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = %s)"
-)
-
-
-class Settled:
-    """Up to where a relay has settled everything, as the test wants it."""
-
-    def __init__(self, lsn: Lsn = EVERYTHING) -> None:
-        self.lsn = lsn
-        self.asked = 0
-
-    def __call__(self) -> Lsn:
-        self.asked += 1
-        return self.lsn
 
 
 @pytest.fixture(autouse=True)
 def _hear_the_source(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "relay.source")
-
-
-def caretaker(dsn: str, settled: Settled | None = None, retention: timedelta = WEEK) -> Partitions:
-    return Partitions(dsn, "saga-relay test", retention, settled or Settled(), SourceLog("shop", "relay_shop"))
-
-
-def actions(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.__dict__["action"] for record in caplog.records if "action" in record.__dict__]
 
 
 def day(days_from_now: int) -> date:
@@ -74,8 +59,7 @@ def name(days_from_now: int) -> str:
 
 def attached(database: Database) -> list[str]:
     """The partitions besides the default one, in the order of their names."""
-    query = "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'relay.outbox'::regclass"
-    return [str(row[0]) for row in database.query(f"{query} ORDER BY name") if row[0] != "relay.outbox_default"]
+    return partitions_of(database, "outbox")
 
 
 def first() -> int:
@@ -110,14 +94,6 @@ def insert_into_a_partition_of(database: Database, days_from_now: int) -> bool:
     return given_a_partition(database, days_from_now) == insert(database, days_from_now)
 
 
-def ask(dsn: str, query: LiteralString, *parameters: object) -> object:
-    """The one value of a query, on a connection of its own; None for a statement."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        cursor = connection.execute(query, parameters)
-        row = cursor.fetchone() if cursor.description else None
-    return row[0] if row else None
-
-
 def position(database: Database) -> Lsn:
     """Behind all that is in the WAL so far."""
     return parse_lsn(str(database.value("SELECT pg_current_wal_insert_lsn()")))
@@ -127,15 +103,6 @@ def advance(database: Database, slot: str) -> None:
     """It has confirmed all that was committed so far; one more commit sees to it that all of that is on disk."""
     insert(database)
     database.query("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", slot)
-
-
-def given_patience(database: Database, function: str) -> None:
-    """It waits for its locks until the test has seen it wait."""
-    database.query(f"ALTER FUNCTION relay.{function} SET lock_timeout = '30s'")
-
-
-async def waits_for_a_lock(database: Database) -> None:
-    await eventually(lambda: database.value(WAITS, database.name) == 1)
 
 
 @asynccontextmanager
@@ -216,7 +183,7 @@ class TestAhead:
     async def test_a_row_that_commits_while_the_lock_is_waited_for_keeps_its_day_in_the_default_partition(
         self, database: Database
     ) -> None:
-        given_patience(database, "create_outbox_partition")
+        given_patience(database, "create_partition")
         with psycopg.connect(database.role_dsn("orders")) as open_transaction:
             open_transaction.execute(INSERT, (2,))
             making = asyncio.create_task(asyncio.to_thread(ask, database.dsn, CREATE, day(2)))
@@ -264,16 +231,7 @@ class TestAhead:
     async def test_the_default_partition_is_not_read_to_attach_another_one(self, database: Database) -> None:
         """It may be large, and its writers would wait. PostgreSQL says that it has a proof instead."""
         insert(database)
-        said: list[str] = []
-        with psycopg.connect(database.dsn, autocommit=True) as connection:
-            connection.add_notice_handler(lambda notice: said.append(str(notice.message_primary)))
-            connection.execute("SET client_min_messages = debug1")
-            connection.execute(CREATE, (day(2),))
-
-        proven = (
-            'updated partition constraint for default partition "outbox_default" is implied by existing constraints'
-        )
-        assert proven in said
+        assert attachments_proven(database.dsn, CREATE, day(2)) == ["outbox_default"]
 
     async def test_the_default_partition_takes_every_row_afterwards(self, database: Database) -> None:
         assert await caretaker(database.dsn).attend()
@@ -307,7 +265,7 @@ class TestAhead:
         assert actions(caplog) == ["partitions_refused", "partitions_created"]
 
     async def test_killed_in_the_middle_it_leaves_nothing_behind(self, database: Database) -> None:
-        given_patience(database, "create_outbox_partition")
+        given_patience(database, "create_partition")
         with psycopg.connect(database.role_dsn("orders")) as open_transaction:
             open_transaction.execute(INSERT, (0,))
             attending = asyncio.create_task(caretaker(database.dsn).attend())
@@ -535,14 +493,16 @@ class TestOtherSlotsOfTheDatabase:
 
 
 class TestRights:
-    async def test_a_role_without_them_is_told_once(self, database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_role_without_them_is_told_once_for_each_table(
+        self, database: Database, caplog: pytest.LogCaptureFixture
+    ) -> None:
         keeper = caretaker(database.role_dsn("customers"))
 
         assert await keeper.attend()
         assert await keeper.attend()
 
         assert attached(database) == []
-        assert actions(caplog) == ["partitions_refused"]
+        assert actions(caplog) == ["partitions_refused"] * 2
         assert "permission denied" in caplog.text
 
     async def test_a_role_that_owns_nothing_is_given_them(self, database: Database) -> None:
@@ -557,17 +517,17 @@ class TestRights:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             ask(database.role_dsn("customers"), f"DROP TABLE {name(2)}")
 
-    async def test_a_database_that_is_not_migrated_is_told_once(
+    async def test_a_database_that_is_not_migrated_is_told_once_for_each_table(
         self, database: Database, caplog: pytest.LogCaptureFixture
     ) -> None:
-        database.query("DROP FUNCTION relay.outbox_days_missing")
+        database.query("DROP FUNCTION relay.partitions_missing")
         database.query("DROP FUNCTION relay.outbox_days_expired")
         keeper = caretaker(database.dsn)
 
         assert await keeper.attend()
         assert await keeper.attend()
 
-        assert actions(caplog) == ["partitions_refused"]
+        assert actions(caplog) == ["partitions_refused"] * 2
 
 
 class TestRun:
@@ -586,12 +546,14 @@ class TestRun:
             open_transaction.execute(INSERT, (0,))
             running = asyncio.create_task(caretaker(database.dsn, settled).run())
             await eventually(lambda: settled.asked > 2 * partitions.PATIENCE)
-        await eventually(lambda: attached(database) == ahead())
+        await eventually(lambda: actions(caplog).count("partitions_created") == 2)
         await end(running)
 
-        assert actions(caplog)[0] == "partitions_blocked"
-        assert sorted(actions(caplog)[1:]) == ["partition_dropped", "partitions_created"]
-        assert "lock timeout" in caplog.text
+        assert attached(database) == ahead()
+        made, blocked, *done = actions(caplog)
+        assert (made, blocked) == ("partitions_created", "partitions_blocked")
+        assert sorted(done) == ["partition_dropped", "partitions_created"]
+        assert "relay.outbox: canceling statement due to lock timeout" in caplog.text
 
     async def test_what_is_not_settled_for_long_is_no_trouble(
         self, database: Database, caplog: pytest.LogCaptureFixture
