@@ -107,8 +107,12 @@ async def connect(dsn: str, *, name: str, replication: bool = False) -> AsyncCon
     options: dict[str, Any] = {"replication": "database"} if replication else {}
     try:
         connection = await AsyncConnection.connect(prepared(dsn, name), autocommit=True, **options)
-        if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
-            await connection.execute("SET transaction_timeout = 0")
+        try:
+            if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+                await connection.execute("SET transaction_timeout = 0")
+        except BaseException:  # cancelled, too: nobody else knows of the connection yet
+            await connection.close()
+            raise
     except psycopg.Error as error:
         raise refusal(error, dsn) from None
     return connection
