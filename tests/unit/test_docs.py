@@ -18,6 +18,9 @@ from relay.capture.outbox import COLUMNS
 from relay.cli.main import cli
 from relay.config import BrokerSettings, CaptureSettings, HttpSettings, Settings, SourceSettings, TopologySettings, load
 from relay.errors import ExitCode
+from relay.messaging import dead
+from relay.saga import history
+from relay.saga.record import Status
 from relay.wal.lag import Lag
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +31,9 @@ SETTINGS_TWINS = {"--dsn": "RELAY_SOURCE__0__DSN", "--amqp": "RELAY_BROKER__URL"
 
 CONVENTIONS = {"-h", "--help", "--version"}
 """Options that every click program has."""
+
+LOGGING = ("relay/daemon", "relay/wal", "relay/messaging", "relay/saga")
+"""What writes log lines, of the relay and of services."""
 
 CREATED_BY_THE_SERVER = {"seq", "txid"}
 """Columns of the outbox that no message is made of."""
@@ -126,6 +132,11 @@ def _text(node: ast.expr) -> Iterator[str]:
         yield node.value
 
 
+def names_of(kind: type) -> list[str]:
+    """The fields of a dataclass: the keys that it has as JSON."""
+    return [field.name for field in fields(kind)]
+
+
 def constants(module: ast.Module) -> set[str]:
     return {node.value for node in ast.walk(module) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
@@ -149,7 +160,10 @@ class TestCommandLine:
     def test_no_page_knows_an_option_of_the_relay_that_does_not_exist(self) -> None:
         existing = {flag for verb in cli.commands.values() for flag in options(verb)} | CONVENTIONS
         for path in PAGES:
-            commands = re.findall(r"\brelay (?:run|lag|migrate|demo)\b[^`\n#;&]*", path.read_text(encoding="utf-8"))
+            commands = re.findall(
+                r"\brelay (?:run|lag|parked|saga|dead|republish|topology|migrate|demo)\b[^`\n#;&]*",
+                path.read_text(encoding="utf-8"),
+            )
             used = {flag for command in commands for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", command)}
             assert used <= existing, path.name
 
@@ -179,6 +193,31 @@ class TestCommandLine:
         assert [key for row in table(lag, "key") for key in code(row[0])] == keys
         assert [list(source) for source in json.loads(fenced(lag, "json")[0])] == [keys]
 
+    def test_the_keys_of_a_saga_are_told(self) -> None:
+        saga = section(page("docs/cli.md"), "relay saga")
+        listed = [key for row in table(saga, "key") for key in code(row[0])]
+        assert listed == ["source", *names_of(history.Entry)]
+        shown = {code(row[0])[0]: code(row[2]) for row in table(saga, "key of `show`")}
+        assert [*names_of(history.Entry), *shown] == names_of(history.Sheet)
+        for key, kind in (
+            ("steps", history.StepLine),
+            ("timers", history.Timer),
+            ("locks", history.Lock),
+            ("timeline", history.Event),
+        ):
+            assert [name for name in shown[key] if name in names_of(kind)] == names_of(kind), key
+
+    def test_every_status_of_a_saga_is_told(self) -> None:
+        (row,) = (row for row in table(section(page("docs/cli.md"), "relay saga"), "option") if "--status" in row[0])
+        assert code(row[2])[: len(Status)] == [status.value for status in Status]
+
+    def test_the_keys_of_a_dead_message_are_told(self) -> None:
+        text = section(page("docs/cli.md"), "relay dead")
+        listed = [key for row in table(text, "key") for key in code(row[0])]
+        assert listed == ["source", *names_of(dead.Entry)]
+        added = set(names_of(dead.Sheet)) - set(listed)
+        assert added <= set(code(text.partition("### JSON")[2]))
+
     def test_the_keys_of_a_demo_that_is_kept_are_told(self) -> None:
         demo = section(page("docs/cli.md"), "relay demo")
         (example,) = fenced(demo, "json")
@@ -190,14 +229,12 @@ class TestLog:
         return {action for row in table(page("docs/cli.md"), "action") for action in code(row[0])}
 
     def test_every_action_of_the_relay_is_told(self) -> None:
-        emitted = {action for module in sources("relay/daemon", "relay/wal") for action in actions(module)}
+        emitted = {action for module in sources(*LOGGING) for action in actions(module)}
         assert emitted
         assert emitted <= self.told()
 
     def test_every_action_that_is_told_exists(self) -> None:
-        existing = set().union(
-            *map(constants, sources("relay/daemon", "relay/wal", "relay/messaging", "relay/saga", "services"))
-        )
+        existing = set().union(*map(constants, sources(*LOGGING, "services")))
         assert self.told() <= existing
 
 
@@ -230,7 +267,9 @@ class TestConfiguration:
 
         told = [name for row in table(page("docs/configuration.md"), "variable") for name in code(row[0])]
         names = [name.upper() for name in ServiceSettings.model_fields]
-        assert sorted(told) == sorted(f"{service}_{name}" for service in ("ORDERS", "CUSTOMERS") for name in names)
+        assert sorted(told) == sorted(
+            f"{service}_{name}" for service in ("ORDERS", "CUSTOMERS", "INVENTORY") for name in names
+        )
 
 
 class TestMessages:
