@@ -70,9 +70,9 @@ class Then(StrEnum):
 class StepRecord:
     """A step, or an alternative.
 
-    `done`: it has succeeded in time, so that what it produced is in the state. `uncertain`: an attempt timed out, so that
-    it may have happened, or still will. `late`: the reply, as the log has it, that says that it has happened, and came
-    after it had been given up. Only its compensation is shown that: the saga has gone on without it.
+    `done`: it has succeeded in time, so that what it produced is in the state. `uncertain`: an attempt timed out, so
+    that it may have happened, or still will. `late`: the reply, as the log has it, that says that it has happened, and
+    came after it had been given up. Only its compensation is shown that: the saga has gone on without it.
     """
 
     phase: Phase
@@ -258,7 +258,7 @@ def _as_json(step: StepRecord) -> dict[str, JsonValue]:
         said["uncertain"] = True
     if step.late is not None:
         said["late"] = dict(step.late)
-    if step.done:
+    if step.done and step.phase is not Phase.DONE:
         said["done"] = True
     return said
 
@@ -270,5 +270,5 @@ def _step_of(said: Data) -> StepRecord:
         cast(int, said.get("undo_attempt", 0)),
         cast(bool, said.get("uncertain", False)),
         cast("Data | None", said.get("late")),
-        cast(bool, said.get("done", False)),
+        cast(bool, said.get("done", said["phase"] == Phase.DONE)),
     )

@@ -18,7 +18,7 @@ SET events = coalesce((SELECT max(l.ordinal) FROM relay.saga_log AS l WHERE l.sa
         SELECT json_object_agg(last.step, json_strip_nulls(json_build_object(
             'phase', last.phase, 'attempt', 1,
             'undo_attempt', CASE WHEN last.phase IN ('UNDOING', 'UNDONE') THEN 1 END,
-            'done', CASE WHEN last.phase NOT IN ('STARTED', 'FAILED') THEN true END)) ORDER BY last.ordinal)
+            'done', CASE WHEN last.phase IN ('UNDOING', 'UNDONE') THEN true END)) ORDER BY last.ordinal)
         FROM (
             SELECT DISTINCT ON (l.step) l.step, l.ordinal, CASE l.event
                 WHEN 'StepStarted' THEN 'STARTED' WHEN 'StepSucceeded' THEN 'DONE' WHEN 'StepFailed' THEN 'FAILED'

@@ -564,3 +564,17 @@ def test_an_operation_that_was_cancelled_stays_so_whatever_is_called_transient()
     step.on(OperationCancelled)(lambda state, reply: None)
     step.on(Yes)(lambda state, reply: None)
     assert trip.start().reply("ask", OperationCancelled()).status is Status.COMPENSATED
+
+
+def test_a_success_that_is_repeated_while_the_step_is_undone_is_not_taken_for_a_late_one() -> None:
+    run = Trip().remote("credit", undo=True).remote("stock").start().reply("credit").reply("stock", No())
+    before = run.record
+    assert run.phase("credit") is Phase.UNDOING
+    assert run.reply("credit").record == before
+
+
+def test_what_is_done_need_not_be_said_twice() -> None:
+    run = order().start()
+    assert run.record.progress() == {
+        "steps": {"create": {"phase": "DONE", "attempt": 1}, "credit": {"phase": "STARTED", "attempt": 1}}
+    }
