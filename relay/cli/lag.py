@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Final
 import click
 
 from relay.cli.options import OutputFormat, config_option, dsn_option, format_option, load_settings
-from relay.config import Settings
-from relay.errors import ExitCode, RelayError
+from relay.cli.sources import Round
+from relay.cli.table import columns
+from relay.config import Settings, SourceSettings
+from relay.errors import ExitCode
 from relay.wal.lag import Lag, measure
 
 REFRESH_S: Final = 2.0
@@ -55,47 +57,38 @@ def lag(config: Path | None, dsn: str | None, output: OutputFormat, watch: bool)
 
 
 def _show(settings: Settings, output: OutputFormat) -> ExitCode:
-    lags, failures = _measure_all(settings)
+    asked = Round()
+    lags = [lag for _, lag in asked.each(settings.source, _measured)]
     if output == "json":
         click.echo(json.dumps([asdict(row) for row in lags]))
     elif lags:
         click.echo(render(lags))
-    for source, error in failures:
-        click.echo(f"relay: {source}: {error}\n  {error.hint}".rstrip(), err=True)
-    return ExitCode.SOURCE if failures else ExitCode.OK
+    return asked.tell()
 
 
-def _measure_all(settings: Settings) -> tuple[list[Lag], list[tuple[str, RelayError]]]:
-    lags, failures = [], []
-    for source in settings.source:
-        try:
-            lags.append(measure(source.name, source.dsn.get_secret_value(), source.slot))
-        except RelayError as error:
-            failures.append((source.name, error))
-    return lags, failures
+def _measured(source: SourceSettings) -> Lag:
+    return measure(source.name, source.dsn.get_secret_value(), source.slot)
 
 
 def render(lags: Iterable[Lag]) -> str:
     """A table with a line a source."""
-    rows: list[Sequence[str]] = [_HEADINGS]
-    rows += [
-        (
-            lag.source,
-            lag.slot,
-            "yes" if lag.active else "no",
-            lag.wal_status or "-",
-            lag.current_wal_lsn,
-            lag.confirmed_flush_lsn or "-",
-            _size(lag.lag_bytes),
-            "-" if lag.lag_seconds is None else f"{lag.lag_seconds:.1f}",
-            _size(lag.retained_wal_bytes),
-            "unlimited" if lag.safe_wal_bytes is None else _size(lag.safe_wal_bytes),
-        )
-        for lag in lags
-    ]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    return columns(
+        _HEADINGS,
+        [
+            (
+                lag.source,
+                lag.slot,
+                "yes" if lag.active else "no",
+                lag.wal_status or "-",
+                lag.current_wal_lsn,
+                lag.confirmed_flush_lsn or "-",
+                _size(lag.lag_bytes),
+                "-" if lag.lag_seconds is None else f"{lag.lag_seconds:.1f}",
+                _size(lag.retained_wal_bytes),
+                "unlimited" if lag.safe_wal_bytes is None else _size(lag.safe_wal_bytes),
+            )
+            for lag in lags
+        ],
     )
 
 

@@ -1,8 +1,11 @@
-"""Options that several verbs share. Each has a twin in the environment, which its help names."""
+"""Options that several verbs share. Each has a twin in the environment, which its help names.
+
+Those whose twin differs from verb to verb, or from group to group, are made by a function that takes its name.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import click
 from psycopg.conninfo import conninfo_to_dict
@@ -12,6 +15,9 @@ from relay.config import Settings, load
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 OutputFormat = Literal["table", "json"]
+
+SHOWN: Final = 100
+"""Rows that a verb shows of a source, unless it is told otherwise."""
 
 
 def config_option(verb: Verb) -> Verb:
@@ -55,6 +61,60 @@ def format_option(verb: Verb) -> Verb:
         show_envvar=True,
         help="For a person, or for a program.",
     )(verb)
+
+
+def source_option(envvar: str) -> Callable[[Verb], Verb]:
+    """`--source NAME`."""
+    return click.option(
+        "--source", "source_name", metavar="NAME", envvar=envvar, show_envvar=True, help="One of several sources."
+    )
+
+
+def aggregate_option(envvar: str) -> Callable[[Verb], Verb]:
+    """`--aggregate TYPE/ID`."""
+    return click.option(
+        "--aggregate",
+        metavar="TYPE/ID",
+        envvar=envvar,
+        show_envvar=True,
+        callback=_to_aggregate,
+        help="Messages of this aggregate, like order/7.",
+    )
+
+
+def limit_option(envvar: str, *, rows: str) -> Callable[[Verb], Verb]:
+    """`--limit N`; `rows` is what the verb shows."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=SHOWN,
+        show_default=True,
+        envvar=envvar,
+        show_envvar=True,
+        help=f"The most {rows} to show of a source.",
+    )
+
+
+def dry_run_option(envvar: str) -> Callable[[Verb], Verb]:
+    """`--dry-run`."""
+    return click.option(
+        "--dry-run",
+        is_flag=True,
+        envvar=envvar,
+        show_envvar=True,
+        help="Only show the messages that it would be about.",
+    )
+
+
+def _to_aggregate(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, str] | None:
+    """The type ends at the first slash: an id may have some."""
+    if text is None:
+        return None
+    aggregate_type, slash, aggregate_id = text.partition("/")
+    if not (aggregate_type and slash and aggregate_id):
+        raise click.BadParameter("should look like order/7")
+    return aggregate_type, aggregate_id
 
 
 def load_settings(

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from relay.broker.encoding import SHORT_BYTES
 from relay.capture.message import Kind
-from relay.cli.options import amqp_option, config_option, dsn_option, load_settings
-from relay.config import Duration, SourceSettings
+from relay.cli.options import amqp_option, config_option, dsn_option, load_settings, source_option
+from relay.cli.sources import only
+from relay.config import Duration
 from relay.daemon.republish import Republish, Selection
 from relay.errors import ConfigError, ExitCode, RelayError
 from relay.tasks import end
@@ -110,14 +111,7 @@ def _to_queue(_context: click.Context, _option: click.Parameter, text: str) -> s
     show_envvar=True,
     help="Go on where an interrupted run stopped: it says where.",
 )
-@click.option(
-    "--source",
-    "source_name",
-    metavar="NAME",
-    envvar="RELAY_REPUBLISH_SOURCE",
-    show_envvar=True,
-    help="One of several sources.",
-)
+@source_option("RELAY_REPUBLISH_SOURCE")
 def republish(
     config: Path | None,
     dsn: str | None,
@@ -143,7 +137,7 @@ def republish(
     settings = load_settings(config, dsn, amqp, needs_broker=True)
     if settings.broker is None:
         raise ConfigError("broker.url is missing")
-    work = Republish(_one_of(settings.source, source_name), settings.broker, queue)
+    work = Republish(only(settings.source, source_name), settings.broker, queue)
     selection = Selection(tuple(Kind(kind) for kind in kinds), types, aggregate_types, since, until, from_seq)
     try:
         asyncio.run(_told(work, selection))
@@ -156,16 +150,6 @@ def republish(
             click.echo(_so_far(work), err=True)
         raise
     return _sum_up(work, queue)
-
-
-def _one_of(sources: tuple[SourceSettings, ...], name: str | None) -> SourceSettings:
-    """The only source, or the one of that name. Raises ConfigError when there are several, or none."""
-    chosen = [source for source in sources if name in (None, source.name)]
-    if len(chosen) != 1:
-        known = ", ".join(source.name for source in sources)
-        what = "there are several sources" if chosen else f"there is no source {name}"
-        raise ConfigError(what, f"Give one of these with --source: {known}.")
-    return chosen[0]
 
 
 async def _told(work: Republish, selection: Selection) -> None:

@@ -1,26 +1,49 @@
 """What verbs share that ask the databases of the sources: which ones, and what if one cannot be asked."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import click
 import psycopg
 from psycopg import Connection
 
+from relay.cli.options import load_settings
 from relay.config import SourceSettings
-from relay.errors import ExitCode, RelayError
+from relay.errors import ConfigError, ExitCode, RelayError
 from relay.wal.connection import prepared, refusal
 
 Answer = TypeVar("Answer")
-Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def source_option(envvar: str) -> Callable[[Verb], Verb]:
-    """`--source NAME`."""
-    return click.option(
-        "--source", "source_name", metavar="NAME", envvar=envvar, show_envvar=True, help="One of several sources."
-    )
+def sources(config: Path | None, dsn: str | None, name: str | None) -> Sequence[SourceSettings]:
+    """All sources, or the one of that name. Raises ConfigError when there is none."""
+    return _named(load_settings(config, dsn).source, name)
+
+
+def one_source(config: Path | None, dsn: str | None, name: str | None) -> SourceSettings:
+    """The only source, or the one of that name. Raises ConfigError when there are several, or none."""
+    return only(load_settings(config, dsn).source, name)
+
+
+def only(configured: Sequence[SourceSettings], name: str | None) -> SourceSettings:
+    """The same of settings that are loaded already."""
+    chosen = _named(configured, name)
+    if len(chosen) > 1:
+        raise ConfigError("there are several sources", _pick(configured))
+    return chosen[0]
+
+
+def _named(configured: Sequence[SourceSettings], name: str | None) -> Sequence[SourceSettings]:
+    chosen = [source for source in configured if name in (None, source.name)]
+    if not chosen:
+        raise ConfigError(f"there is no source {name}", _pick(configured))
+    return chosen
+
+
+def _pick(configured: Sequence[SourceSettings]) -> str:
+    return f"Give one of these with --source: {', '.join(source.name for source in configured)}."
 
 
 @contextmanager
@@ -47,10 +70,20 @@ class Round:
         self, sources: Iterable[SourceSettings], verb: str, question: Callable[[Connection], Answer]
     ) -> Iterator[tuple[str, Answer]]:
         """The name of each source that can be asked, and its answer."""
+
+        def asked(source: SourceSettings) -> Answer:
+            with connected(source, verb) as connection:
+                return question(connection)
+
+        return self.each(sources, asked)
+
+    def each(
+        self, sources: Iterable[SourceSettings], question: Callable[[SourceSettings], Answer]
+    ) -> Iterator[tuple[str, Answer]]:
+        """The same of a question that connects to the source by itself."""
         for source in sources:
             try:
-                with connected(source, verb) as connection:
-                    answer = question(connection)
+                answer = question(source)
             except RelayError as error:
                 self._failures.append((source.name, error))
             else:

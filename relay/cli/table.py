@@ -42,6 +42,11 @@ def cell(value: object) -> str:
     return "-" if value is None else " ".join(str(value).split())
 
 
+def messages(count: int) -> str:
+    """So many messages."""
+    return "1 message" if count == 1 else f"{count} messages"
+
+
 def as_json(value: object) -> str:
     """One line; times in ISO 8601."""
     return json.dumps(value, default=_moment, ensure_ascii=False)

@@ -17,6 +17,7 @@ from relay.broker.management import Management
 from relay.broker.reach import DeadEnd, Route, dead_ends
 from relay.cli.options import OutputFormat, amqp_option, config_option, format_option, load_settings
 from relay.cli.routes import routes
+from relay.cli.table import columns
 from relay.config import BrokerSettings, Settings
 from relay.daemon.addressing import routing
 from relay.errors import ConfigError, ExitCode
@@ -184,9 +185,4 @@ def render(findings: Findings) -> str:
 
 def table(found: Iterable[Difference]) -> str:
     """A table with a line a difference."""
-    rows: list[Sequence[str]] = [_HEADINGS]
-    rows += [(each.change, each.thing, each.name, each.detail) for each in found]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return columns(_HEADINGS, [(each.change, each.thing, each.name, each.detail) for each in found])

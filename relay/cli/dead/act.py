@@ -2,32 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 from psycopg import Connection
 
-from relay.cli.dead.options import aggregate_option, consumer_option, render, source_option, type_option
+from relay.cli.dead.options import aggregate_option, consumer_option, dry_run_option, render, source_option, type_option
 from relay.cli.options import config_option, dsn_option
-from relay.cli.parked.options import one_source
-from relay.cli.sources import connected
+from relay.cli.sources import connected, one_source
+from relay.cli.table import messages
 from relay.config import SourceSettings
 from relay.errors import ExitCode
 from relay.messaging import dead
 from relay.messaging.dead import Selection, entries
-
-Verb = TypeVar("Verb", bound=Callable[..., Any])
-
-
-def dry_run_option(verb: Verb) -> Verb:
-    """`--dry-run`."""
-    return click.option(
-        "--dry-run",
-        is_flag=True,
-        envvar="RELAY_DEAD_DRY_RUN",
-        show_envvar=True,
-        help="Only show the messages that it would be about.",
-    )(verb)
 
 
 @click.command()
@@ -112,9 +98,5 @@ def _act(
             count, words = len(found), f"would be {done}"
         else:
             count, words = action(connection, selection), done
-    click.echo(f"{_messages(count)} {words}" if count else "nothing is dead that matches")
+    click.echo(f"{messages(count)} {words}" if count else "nothing is dead that matches")
     return ExitCode.OK
-
-
-def _messages(count: int) -> str:
-    return "1 message" if count == 1 else f"{count} messages"

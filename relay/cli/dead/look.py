@@ -5,20 +5,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
 import click
 
 from relay.cli.dead.options import aggregate_option, consumer_option, render, source_option, type_option
-from relay.cli.options import OutputFormat, config_option, dsn_option, format_option
-from relay.cli.parked.options import sources
-from relay.cli.sources import Round
+from relay.cli.listing import list_rows
+from relay.cli.options import OutputFormat, config_option, dsn_option, format_option, limit_option
+from relay.cli.sources import Round, sources
 from relay.cli.table import as_json, cell, columns, fields, moment
 from relay.errors import ExitCode, RelayError
-from relay.messaging.dead import Entry, Selection, Sheet, entries, sheets
-
-SHOWN: Final = 100
-"""Messages that `relay dead list` shows of a source, unless it is told otherwise."""
+from relay.messaging.dead import Selection, Sheet, entries, sheets
 
 
 class NotDeferred(RelayError):
@@ -41,16 +38,7 @@ class NotDeferred(RelayError):
     show_envvar=True,
     help="Also those that are still tried again, and those that wait behind another one.",
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=SHOWN,
-    show_default=True,
-    envvar="RELAY_DEAD_LIMIT",
-    show_envvar=True,
-    help="The most messages to show of a source.",
-)
+@limit_option("RELAY_DEAD_LIMIT", rows="messages")
 @format_option
 def list_dead(
     config: Path | None,
@@ -69,21 +57,15 @@ def list_dead(
     cannot be asked does not hide the others; the exit status is 3 then.
     """
     selection = Selection((), aggregate, message_type, consumer)
-    asked, found, hidden = Round(), list[tuple[str, Entry]](), False
-    question = partial(entries, selection=selection, limit=limit + 1, waiting=waiting)
-    for source, answer in asked.ask(sources(config, dsn, source_name), "dead list", question):
-        found += [(source, entry) for entry in answer[:limit]]
-        hidden = hidden or len(answer) > limit
-    code = asked.tell()
-    if output == "json":
-        click.echo(as_json([{"source": source} | asdict(entry) for source, entry in found]))
-    elif found:
-        click.echo(render(found))
-    elif code is ExitCode.OK:
-        click.echo(("nothing waits" if waiting else "nothing is dead") + ("" if selection.empty else " that matches"))
-    if hidden:
-        click.echo("relay: there are more: see --limit", err=True)
-    return code
+    return list_rows(
+        sources(config, dsn, source_name),
+        "dead list",
+        partial(entries, selection=selection, waiting=waiting),
+        limit=limit,
+        output=output,
+        render=render,
+        nothing=("nothing waits" if waiting else "nothing is dead") + ("" if selection.empty else " that matches"),
+    )
 
 
 @click.command()

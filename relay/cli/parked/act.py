@@ -1,20 +1,20 @@
 """`relay parked replay` and `relay parked drop`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import click
 
-from relay.cli.options import config_option, dsn_option
+from relay.cli.options import Verb, config_option, dsn_option
 from relay.cli.parked.look import render
-from relay.cli.parked.options import aggregate_option, desk_of, one_source, reason_option, source_option
+from relay.cli.parked.options import aggregate_option, desk_of, dry_run_option, reason_option, source_option
+from relay.cli.sources import one_source
+from relay.cli.table import messages
 from relay.errors import ExitCode, RelayError
 from relay.parking.desk import Asked, Entry, Progress, Selection
 from relay.parking.index import Reason
 from relay.parking.request import Action
-
-Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 TIMEOUT_S: Final = 30.0
 """How long to wait for a relay that makes no progress, unless it is told otherwise."""
@@ -42,17 +42,6 @@ class StillParked(RelayError):
     """Not everything that was to be published was."""
 
     hint = "Mend the cause and replay them again, or drop them. `relay parked show ID` has the detail of each."
-
-
-def dry_run_option(verb: Verb) -> Verb:
-    """`--dry-run`."""
-    return click.option(
-        "--dry-run",
-        is_flag=True,
-        envvar="RELAY_PARKED_DRY_RUN",
-        show_envvar=True,
-        help="Only show the messages that it would be about.",
-    )(verb)
 
 
 def timeout_option(verb: Verb) -> Verb:
@@ -169,7 +158,7 @@ def _verify_first(entries: Iterable[Entry]) -> None:
 def _preview(entries: Sequence[Entry], what: str) -> ExitCode:
     if entries:
         click.echo(render(entries))
-    click.echo(f"{_messages(len(entries))} would be {what}" if entries else "nothing is parked that matches")
+    click.echo(f"{messages(len(entries))} would be {what}" if entries else "nothing is parked that matches")
     return ExitCode.OK
 
 
@@ -195,19 +184,15 @@ def _await(asked: Asked, timeout_s: float) -> Progress:
 
 def _tell(done: Progress, *, first_only: bool = False) -> ExitCode:
     """Say what came of a request. Raises StillParked."""
-    parts = [f"{_messages(done.dropped)} dropped"] if done.dropped else []
+    parts = [f"{messages(done.dropped)} dropped"] if done.dropped else []
     if done.published:
-        parts.append(f"{_messages(done.published)} published" + (", which came meanwhile" if done.dropped else ""))
+        parts.append(f"{messages(done.published)} published" + (", which came meanwhile" if done.dropped else ""))
     if done.still_parked and first_only:
-        parts.append(f"{_messages(done.still_parked)} behind still parked")
+        parts.append(f"{messages(done.still_parked)} behind still parked")
     if parts:
         click.echo("; ".join(parts))
     if done.still_parked and not first_only:
-        raise StillParked(f"{_messages(done.still_parked)} still parked: {done.detail or 'others came meanwhile'}")
+        raise StillParked(f"{messages(done.still_parked)} still parked: {done.detail or 'others came meanwhile'}")
     if not parts:
         click.echo("nothing is parked that matches")
     return ExitCode.OK
-
-
-def _messages(count: int) -> str:
-    return "1 message" if count == 1 else f"{count} messages"

@@ -1,7 +1,6 @@
 """`relay saga list`."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -10,17 +9,13 @@ from typing import Final
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from relay.cli.options import OutputFormat, config_option, dsn_option, format_option
-from relay.cli.parked.options import sources
-from relay.cli.sources import Round, source_option
-from relay.cli.table import age, as_json, cell, columns
+from relay.cli.listing import list_rows
+from relay.cli.options import OutputFormat, config_option, dsn_option, format_option, limit_option, source_option
+from relay.cli.sources import sources
+from relay.cli.table import age, cell, columns
 from relay.config import Duration
-from relay.errors import ExitCode
 from relay.saga.history import Entry, Filter, entries
 from relay.saga.record import Status
-
-SHOWN: Final = 100
-"""Sagas that `relay saga list` shows of a source, unless it is told otherwise."""
 
 _HEADINGS: Final = ("SOURCE", "ID", "TYPE", "STATUS", "STEP", "AGE", "REASON")
 
@@ -66,16 +61,7 @@ def _to_seconds(_context: click.Context, _option: click.Parameter, text: str | N
     callback=_to_seconds,
     help="Sagas that were started longer ago: 90s, 5m, 12h, 7d.",
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=SHOWN,
-    show_default=True,
-    envvar="RELAY_SAGA_LIMIT",
-    show_envvar=True,
-    help="The most sagas to show of a source.",
-)
+@limit_option("RELAY_SAGA_LIMIT", rows="sagas")
 @format_option
 def list_sagas(
     config: Path | None,
@@ -97,21 +83,15 @@ def list_sagas(
     asked does not hide the others; the exit status is 3 then.
     """
     wanted = Filter(saga_type, tuple(Status(status) for status in statuses), older_than_s)
-    asked, found, hidden = Round(), list[tuple[str, Entry]](), False
-    question = partial(entries, wanted=wanted, limit=limit + 1)
-    for source, answer in asked.ask(sources(config, dsn, source_name), "saga list", question):
-        found += [(source, entry) for entry in answer[:limit]]
-        hidden = hidden or len(answer) > limit
-    code = asked.tell()
-    if output == "json":
-        click.echo(as_json([{"source": source} | asdict(entry) for source, entry in found]))
-    elif found:
-        click.echo(render(found))
-    elif code is ExitCode.OK:
-        click.echo("there are no sagas" if wanted == Filter() else "there are no sagas that match")
-    if hidden:
-        click.echo("relay: there are more: see --limit", err=True)
-    return code
+    return list_rows(
+        sources(config, dsn, source_name),
+        "saga list",
+        partial(entries, wanted=wanted),
+        limit=limit,
+        output=output,
+        render=render,
+        nothing="there are no sagas" if wanted == Filter() else "there are no sagas that match",
+    )
 
 
 def render(found: Iterable[tuple[str, Entry]]) -> str:

@@ -9,9 +9,8 @@ from uuid import UUID
 
 import click
 
-from relay.cli.options import OutputFormat, config_option, dsn_option, format_option
-from relay.cli.parked.options import sources
-from relay.cli.sources import Round, source_option
+from relay.cli.options import OutputFormat, config_option, dsn_option, format_option, source_option
+from relay.cli.sources import Round, sources
 from relay.cli.table import age, as_json, cell, columns, fields, moment
 from relay.errors import ExitCode, RelayError
 from relay.saga.history import Lock, Sheet, Timer, sheet
