@@ -19,11 +19,11 @@ import psycopg
 from bench.chart import draw
 from bench.debezium.peer import Debezium, Peer, find_peer
 from bench.machine import this_machine
-from bench.matrix import short_run, whole_matrix
-from bench.report import tables, targets, updated
+from bench.matrix import SAGA_STAGE, short_run, whole_matrix
+from bench.report import sagas_report, tables, targets, updated
 from bench.run import Run
 from bench.servers import IMAGE, BrokerMaker, broker_maker, postgres
-from bench.subject import captures_tables
+from bench.subject import captures_tables, has_sagas
 from relay.demo.postgres import PrivatePostgres
 
 BUDGET_S: Final = 14.5 * 60
@@ -42,8 +42,9 @@ CHART_LINK: Final = f"![Rate, CPU time and latency, as in the tables below]({CHA
 def main() -> int:
     """Measure. Returns the exit status: 1 when a measurement failed; a target that was missed is no failure."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the whole matrix, which takes some hours")
+    parser.add_argument("--full", action="store_true", help="the whole matrix, which takes forty minutes")
     parser.add_argument("--relay", type=Path, default=ROOT, help="the checkout whose relay is measured")
+    parser.add_argument("--only-sagas", action="store_true", help="measure sagas only, and print what was found")
     parser.add_argument("--print-only", action="store_true", help="leave docs/performance.md as it is")
     parser.add_argument("--rabbitmq-image", default=IMAGE, help="the container, where a Docker engine answers")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="only profile the relay, for pstats")
@@ -69,8 +70,15 @@ def main() -> int:
         has_tables = captures_tables(arguments.relay)
         if not has_tables:
             run.leave_out("table capture: the relay that is measured has none")
+        sagas = has_sagas(arguments.relay)
+        if not sagas:
+            run.leave_out("CreateOrder: the demo of the relay that is measured has none")
+        if arguments.only_sagas:
+            run.measure((SAGA_STAGE,) if sagas else ())
+            print("", *sagas_report(run.results), sep="\n")
+            return 1 if run.results.failed else 0
         versions = [_postgresql(server), _rabbitmq(brokers), *_libraries(), *([] if found is None else _java(found))]
-        run.measure((whole_matrix if arguments.full else short_run)(found is not None, has_tables))
+        run.measure((whole_matrix if arguments.full else short_run)(found is not None, has_tables, sagas))
     block = f"{_header(arguments.full, versions)}\n\n{tables(run.results)}"
     print(f"\n{block}\n")
     if not arguments.print_only:

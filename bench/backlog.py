@@ -71,6 +71,18 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceDatabase:
+    """The database of a service of the demo, which the relay's role owns."""
+
+    dsn: str
+    """The relay's."""
+    superuser_dsn: str
+    service_dsn: str
+    slot: str
+    """The slot that the relay is to make. It goes with the database."""
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """A database with changes of one shape, and the LSN behind them."""
 
@@ -105,6 +117,28 @@ class Databases:
             finally:
                 _drop_slot(connection, made.template)
                 connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+                connection.execute("CHECKPOINT")  # gives the WAL of the slot back
+
+    @contextmanager
+    def of_service(self, service: str) -> Iterator[ServiceDatabase]:
+        """The database of a service of the demo, for a while: migrated, empty, and without a slot yet."""
+        password = secrets.token_urlsafe(18)
+        slot = f"{service}_sagas"
+        made = ServiceDatabase(
+            self._server.dsn(service, RELAY, self._password),
+            self._server.dsn(service),
+            self._server.dsn(service, service, password),
+            slot,
+        )
+        with psycopg.connect(self._server.dsn("postgres"), autocommit=True) as connection:
+            create_role(connection, service, password)
+            create_database(connection, service, RELAY, [service])
+            try:
+                migrate(self._relay, made.dsn, service)
+                yield made
+            finally:
+                _drop_slot(connection, slot)
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(service)))
                 connection.execute("CHECKPOINT")  # gives the WAL of the slot back
 
     @contextmanager

@@ -9,12 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.matrix import STANDARD, Case, Kind, Queue
-from bench.report import MOST_CPU_US, MOST_P50_MS, MOST_P99_MS, TARGET_RATE
+from bench.report import MOST_CPU_US, MOST_P50_MS, MOST_P99_MS, TARGET_RATE, costs_of_sagas
 from bench.run import Results
+from bench.saga import IDLE
 from bench.statistics import Spread
 
 WIDTH_IN: Final = 10.0
 HEIGHT_IN: Final = 7.0
+SAGAS_HEIGHT_IN: Final = 3.0
+"""Of the part about sagas, where some were measured."""
 
 COLOURS: Final = {
     Kind.WAL: "#9aa0a6",
@@ -24,6 +27,8 @@ COLOURS: Final = {
     Kind.DEBEZIUM: "#d9822b",
 }
 TARGET_COLOUR: Final = "#b03030"
+SAGA_COLOURS: Final = {"relay": COLOURS[Kind.RELAY], IDLE: "#e4e6e8"}
+OTHER_COLOUR: Final = "#7fb3d5"
 
 ID_SALT: Final = "saga-relay"
 """Otherwise the ids in the file are different each time."""
@@ -32,7 +37,8 @@ Bar = tuple[str, Spread, str]
 
 
 def draw(results: Results, path: Path) -> None:
-    """Rate, CPU time and latency of the lines that the targets are about."""
+    """Rate, CPU time and latency of the lines that the targets are about, and the CPU time of a saga."""
+    sagas = _saga_costs(results)
     with matplotlib.rc_context(
         {
             "svg.hashsalt": ID_SALT,
@@ -43,8 +49,8 @@ def draw(results: Results, path: Path) -> None:
             "axes.spines.right": False,
         }
     ):
-        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
-        grid = figure.add_gridspec(2, 2)
+        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN + SAGAS_HEIGHT_IN * bool(sagas)), layout="constrained")
+        grid = figure.add_gridspec(2 + bool(sagas), 2)
         rates, costs, delays = (figure.add_subplot(part) for part in (grid[0, :], grid[1, 0], grid[1, 1]))
         _bars(rates, _rates(results), "{:,.0f}")
         rates.set_title("messages/s")
@@ -53,6 +59,10 @@ def draw(results: Results, path: Path) -> None:
         _target(costs, MOST_CPU_US)
         _delays(delays, results)
         delays.set_title(f"commit → confirm at {TARGET_RATE:,} messages/s, ms")
+        if sagas:
+            saga_costs = figure.add_subplot(grid[2, :])
+            _bars(saga_costs, sagas, "{:.2f}")
+            saga_costs.set_title("CPU of a saga, ms, as many as the machine takes")
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
@@ -71,6 +81,11 @@ def _costs(results: Results) -> list[Bar]:
         if case.shape == STANDARD
     }
     return [(_label(case), Spread.of(costs), COLOURS[case.kind]) for case, costs in found.items() if costs]
+
+
+def _saga_costs(results: Results) -> list[Bar]:
+    costs = costs_of_sagas(results).items()
+    return [(name, cost, SAGA_COLOURS.get(name, OTHER_COLOUR)) for name, cost in costs]
 
 
 def _label(case: Case) -> str:

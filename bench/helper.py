@@ -50,6 +50,11 @@ class Helper:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101  it is a pipe
         for line in self._process.stdout:

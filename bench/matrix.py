@@ -19,6 +19,15 @@ LARGE_BYTES: Final = 2_000
 LATENCY_RATES: Final = (100, 1000)
 """Commits a second, of one message each."""
 
+SAGAS: Final = 1_000
+"""Sagas that are started as fast as their service takes them: several seconds of work."""
+
+SAGA_RATES: Final = (50, 100)
+"""Sagas started a second, where it is asked how long one takes."""
+
+SAGA_PHASE_S: Final = 4.0
+"""How long each of these rates is kept."""
+
 
 class Kind(StrEnum):
     """What is run. The words are those of the tables."""
@@ -105,6 +114,31 @@ class Stage:
         return tuple(sorted({case.shape for case in self.cases}, key=lambda shape: -shape.rows))
 
 
+@dataclass(frozen=True, slots=True)
+class SagaCase:
+    """One line of the table of sagas. Without a rate, orders are placed as fast as they are taken."""
+
+    orders: int
+    rate: int | None = None
+
+    def __str__(self) -> str:
+        pace = "as fast as they are taken" if self.rate is None else f"{self.rate:,} a second"
+        return f"CreateOrder: {self.orders:,} orders, {pace}"
+
+
+@dataclass(frozen=True, slots=True)
+class SagaStage:
+    """Cases that are measured in one shop, in turn: it takes longer to start than any of them."""
+
+    cases: tuple[SagaCase, ...]
+    rounds: int = REPEATS
+
+
+SAGA_STAGE: Final = SagaStage(
+    (SagaCase(SAGAS), *(SagaCase(round(rate * SAGA_PHASE_S), rate) for rate in SAGA_RATES)),
+)
+"""Throughput, then latency."""
+
 STANDARD: Final = Shape(SMALL_BYTES, 10, ROWS)
 """The shape that the targets are about."""
 
@@ -119,19 +153,18 @@ HUGE_DISK_GB: Final = 25.0
 """What the huge transaction takes for a while: its rows, their WAL, and the copy that PostgreSQL decodes from."""
 
 
-def short_run(debezium: bool, tables: bool) -> tuple[Stage, ...]:
-    """One payload size, 10 messages a transaction, and the large transaction; before them, a plain table.
+def short_run(debezium: bool, tables: bool, sagas: bool) -> tuple[Stage | SagaStage, ...]:
+    """One payload size, 10 messages a transaction, and the large transaction; before them, sagas and a plain table.
 
-    `debezium` and `tables` say whether there is a peer, and whether the relay captures tables. The table's few
-    measurements come first: when time runs short, one of many repeats of an outbox's is left out, and no line.
+    `debezium`, `tables` and `sagas` say whether there is a peer, and whether the relay that is measured captures
+    tables, and has a demo with sagas. What has few measurements comes first: when time runs short, one of many repeats
+    of an outbox's is left out, and no line. The large transaction, which takes longest, is measured once.
     """
-    transactions = tuple(Case(Kind.RELAY, shape, Queue.CLASSIC) for shape in (SMALL_TRANSACTION, LARGE_TRANSACTION))
-    outbox = Stage((*_throughput(STANDARD, debezium), *transactions), tuple(Queue))
-    return (_table(debezium), outbox) if tables else (outbox,)
+    return _stages(debezium, tables, sagas, large_rounds=1)
 
 
-def whole_matrix(debezium: bool, tables: bool) -> tuple[Stage, ...]:
-    """The short run, every other shape, and ten million rows once."""
+def whole_matrix(debezium: bool, tables: bool, sagas: bool) -> tuple[Stage | SagaStage, ...]:
+    """The short run with all its repeats, every other shape, and ten million rows once."""
     others = [
         Shape(payload, per_transaction, ROWS if payload == SMALL_BYTES else LARGE_ROWS)
         for payload in (SMALL_BYTES, LARGE_BYTES)
@@ -139,7 +172,15 @@ def whole_matrix(debezium: bool, tables: bool) -> tuple[Stage, ...]:
     ]
     others.remove(STANDARD)
     stages = [Stage(_throughput(shape, debezium and shape.per_transaction == 10)) for shape in others]
-    return (*short_run(debezium, tables), *stages, Stage((Case(Kind.SINK, HUGE_TRANSACTION),), rounds=1))
+    huge = Stage((Case(Kind.SINK, HUGE_TRANSACTION),), rounds=1)
+    return (*_stages(debezium, tables, sagas, large_rounds=REPEATS), *stages, huge)
+
+
+def _stages(debezium: bool, tables: bool, sagas: bool, large_rounds: int) -> tuple[Stage | SagaStage, ...]:
+    large = Stage((Case(Kind.RELAY, LARGE_TRANSACTION, Queue.CLASSIC),), rounds=large_rounds)
+    small = Case(Kind.RELAY, SMALL_TRANSACTION, Queue.CLASSIC)
+    outbox = Stage((*_throughput(STANDARD, debezium), small), tuple(Queue))
+    return (*[SAGA_STAGE] * sagas, *[_table(debezium)] * tables, large, outbox)
 
 
 def _throughput(shape: Shape, debezium: bool) -> tuple[Case, ...]:

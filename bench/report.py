@@ -6,6 +6,7 @@ from typing import Final
 
 from bench.matrix import STANDARD, Capture, Case, Kind, LatencyCase, Queue
 from bench.run import Results
+from bench.saga import IDLE, SagaSample
 from bench.statistics import Percentiles, Spread
 from bench.throughput import Sample
 
@@ -105,6 +106,8 @@ def tables(results: Results) -> str:
     """Everything that was found, as Markdown."""
     parts = ["### Throughput", "", *_throughput(results), "", "### One large transaction", "", *_large(results)]
     parts += ["", "### Latency", "", *_latency(results)]
+    if results.sagas:
+        parts += ["", "### Sagas", "", *sagas_report(results)]
     if results.skipped or results.failed:
         parts += ["", "### Left out", ""]
         parts += [f"- {line}" for line in dict.fromkeys(results.skipped)]
@@ -145,7 +148,7 @@ def _large(results: Results) -> list[str]:
             spread([sample.cpu_us for sample in samples if sample.cpu_us is not None], "{:.1f}"),
             spread([sample.memory_mb for sample in samples if sample.memory_mb is not None], "{:,.1f}"),
         )
-        for case, samples in results.samples.items()
+        for case, samples in sorted(results.samples.items(), key=lambda line: line[0].shape.rows)
         if case.shape.one_transaction
     ]
     return table(("rows", "into", "messages/s", "CPU µs/message", "peak memory, MB"), rows, numbers_from=2)
@@ -168,6 +171,52 @@ def _delays(case: LatencyCase, until: str, found: Sequence[Percentiles]) -> Row:
     return (f"{case.rate:,}", case.queue, until, *(spread(column, "{:.1f}") for column in columns))
 
 
+def sagas_report(results: Results) -> list[str]:
+    """Rates and delays of sagas, and where their CPU time goes."""
+    return [*_sagas(results), "", *_saga_costs(results)]
+
+
+def _sagas(results: Results) -> list[str]:
+    rows = [
+        (
+            "as fast as they are taken" if case.rate is None else f"{case.rate:,} a second",
+            f"{case.orders:,}",
+            spread([sample.rate for sample in samples], "{:,.0f}"),
+            # Who starts more than can be done measures a queue.
+            *([""] * 2 if case.rate is None else _took(samples)),
+        )
+        for case, samples in results.sagas.items()
+    ]
+    return table(("orders placed", "sagas", "completed/s", "p50, ms", "p99, ms"), rows, numbers_from=1)
+
+
+def _took(samples: Sequence[SagaSample]) -> Row:
+    return tuple(
+        spread(times, "{:,.1f}")
+        for times in ([sample.took.p50 for sample in samples], [sample.took.p99 for sample in samples])
+    )
+
+
+def _saga_costs(results: Results) -> list[str]:
+    """Where the CPU time goes of sagas that are started as fast as they are taken, most of it first."""
+    parts = costs_of_sagas(results)
+    if not parts:
+        return []
+    whole = sum(cost.median for cost in parts.values())
+    rows = [
+        (name, spread_of(cost, "{:.2f}"), f"{cost.median / whole:.0%}")
+        for name, cost in sorted(parts.items(), key=lambda part: (part[0] == IDLE, -part[1].median))
+    ]
+    return table(("as fast as they are taken: CPU of", "ms/saga", "of all cores"), rows, numbers_from=1)
+
+
+def costs_of_sagas(results: Results) -> dict[str, Spread]:
+    """CPU ms a saga, by process, where orders are placed as fast as they are taken."""
+    samples = [sample for case, found in results.sagas.items() if case.rate is None for sample in found]
+    names = samples[0].cpu_ms if samples else ()
+    return {name: Spread.of([sample.cpu_ms[name] for sample in samples]) for name in names}
+
+
 def _targets(results: Results) -> list[str]:
     rows = [(target.what, target.wanted, target.found, target.verdict) for target in targets(results)]
     return table(("target", "wanted", "found", ""), rows, numbers_from=1)
@@ -178,9 +227,11 @@ def spread(values: Iterable[float], form: str) -> str:
     values = list(values)
     if not values:
         return ""
-    found = Spread.of(values)
-    if len(values) == 1:
-        return form.format(found.median)
+    return form.format(values[0]) if len(values) == 1 else spread_of(Spread.of(values), form)
+
+
+def spread_of(found: Spread, form: str) -> str:
+    """Median, and in brackets the least and the most."""
     return f"{form.format(found.median)} ({form.format(found.least)}-{form.format(found.most)})"
 
 

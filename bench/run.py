@@ -7,14 +7,31 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from bench.backlog import Backlog, Database, Databases
 from bench.debezium.peer import Debezium
 from bench.helper import MeasurementFailed
 from bench.latency import Latency, LatencySample
-from bench.matrix import HUGE_DISK_GB, HUGE_TRANSACTION, STANDARD, Capture, Case, Kind, LatencyCase, Queue, Shape, Stage
+from bench.matrix import (
+    HUGE_DISK_GB,
+    HUGE_TRANSACTION,
+    STANDARD,
+    Capture,
+    Case,
+    Kind,
+    LatencyCase,
+    Queue,
+    SagaCase,
+    SagaStage,
+    Shape,
+    Stage,
+)
+from bench.saga import WARM_UP, SagaSample
+from bench.saga import measure as measure_sagas
 from bench.servers import BrokerMaker
+from bench.shop import Shop
 from bench.throughput import Sample, Throughput
 from relay.demo.postgres import PrivatePostgres
 
@@ -27,6 +44,7 @@ class Results:
 
     samples: dict[Case, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     latencies: dict[LatencyCase, list[LatencySample]] = field(default_factory=lambda: defaultdict(list))
+    sagas: dict[SagaCase, list[SagaSample]] = field(default_factory=lambda: defaultdict(list))
     skipped: list[str] = field(default_factory=list)
     """A sentence for each thing that was left out."""
     failed: list[str] = field(default_factory=list)
@@ -52,14 +70,18 @@ class Run:
         self._databases = Databases(server, relay)
         self._throughput = Throughput(server, relay, brokers)
         self._latency = Latency(relay, brokers)
+        self._shop = partial(Shop, server, relay, brokers, self._databases)
         self._debezium = debezium
         self._say = say
         self._deadline = deadline
         self._took_s: dict[str, float] = {}
 
-    def measure(self, stages: Iterable[Stage]) -> None:
+    def measure(self, stages: Iterable[Stage | SagaStage]) -> None:
         """Every stage, one after the other."""
         for stage in stages:
+            if isinstance(stage, SagaStage):
+                self._sagas(stage)
+                continue
             if HUGE_TRANSACTION in stage.shapes and _free_gb() < HUGE_DISK_GB:
                 self.leave_out(f"{stage.cases[0]}: it takes {HUGE_DISK_GB:g} GB of disk for a while")
                 continue
@@ -94,6 +116,21 @@ class Run:
                 self._delays(database, queue)
             for case in stage.cases:
                 self._one(case, backlogs[case.shape], recorded[case.shape])
+
+    def _sagas(self, stage: SagaStage) -> None:
+        with self._attempt("CreateOrder") as begins:
+            if not begins:
+                return
+            self._say("starting the services of CreateOrder")
+            with self._shop() as shop:
+                measure_sagas(shop, WARM_UP, None)
+                for number in range(1, stage.rounds + 1):
+                    self._say(f"round {number} of {stage.rounds}")
+                    for case in stage.cases:
+                        sample = measure_sagas(shop, case.orders, case.rate)
+                        self.results.sagas[case].append(sample)
+                        took = f"within {sample.took.p50:.1f} ms (p50), {sample.took.p99:.1f} ms (p99)"
+                        self._say(f"{case}: {sample.rate:,.0f}/s completed, {took}")
 
     def _one(self, case: Case, backlog: Backlog, recorded: Path) -> None:
         with self._attempt(str(case)) as begins:

@@ -51,6 +51,8 @@ class Broker:
     version: str
     place: str
     """Where it runs, in a word."""
+    pid: int
+    """Of its first process, which has started all others."""
 
 
 def programs(server: PrivatePostgres) -> Path:
@@ -82,7 +84,7 @@ def broker_maker(image: str) -> BrokerMaker:
 def private_broker() -> Iterator[Broker]:
     """The RabbitMQ of the PATH, with its data in a directory of its own."""
     with PrivateRabbitMQ() as server:
-        yield _ready(server.amqp_url(), "private")
+        yield _ready(server.amqp_url(), "private", server.pid)
 
 
 @contextmanager
@@ -95,9 +97,9 @@ def container(image: str) -> Iterator[Broker]:
         raise MeasurementFailed(f"docker run {image}: {started.stderr.strip()}")
     name = started.stdout.strip()
     try:
-        networks = json.loads(_docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", name).stdout)
-        host = next(network["IPAddress"] for network in networks.values())
-        yield _ready(f"amqp://bench:{password}@{host}:5672/%2F", "container")
+        (found,) = json.loads(_docker("inspect", name).stdout)
+        host = next(network["IPAddress"] for network in found["NetworkSettings"]["Networks"].values())
+        yield _ready(f"amqp://bench:{password}@{host}:5672/%2F", "container", found["State"]["Pid"])
     finally:
         _docker("rm", "--force", "--volumes", name)
 
@@ -113,12 +115,12 @@ def declare(url: str, queue_type: str) -> None:
     connection.close()
 
 
-def _ready(url: str, place: str) -> Broker:
+def _ready(url: str, place: str, pid: int) -> Broker:
     deadline = time.monotonic() + START_S
     while True:
         try:
             with Client(url) as client:
-                return Broker(url, client.version, place)
+                return Broker(url, client.version, place, pid)
         except (FrameError, OSError):
             if time.monotonic() > deadline:
                 raise MeasurementFailed(f"RabbitMQ let nobody in within {START_S:g} s") from None

@@ -1,4 +1,4 @@
-"""The relay as its users run it: a process, started from a checkout, watched from outside."""
+"""The relay and the demo's services as their users run them: processes of a checkout, watched from outside."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from bench.matrix import Capture
 from bench.rows import TABLE
 
 START_S: Final = 60.0
-"""How long the relay may take to stream. A slot waits for transactions that are open."""
+"""How long a process may take to work. A slot waits for transactions that are open."""
 
 END_S: Final = 30.0
 """How long it may take to end after SIGTERM."""
@@ -53,14 +53,19 @@ def captures_tables(directory: Path) -> bool:
     return (directory / "relay" / "capture" / "table.py").exists()
 
 
+def has_sagas(directory: Path) -> bool:
+    """Whether the demo in that checkout has a CreateOrder that this benchmark can run."""
+    return (directory / "services" / "orders" / "saga.py").exists()
+
+
 def command(
-    directory: Path, *arguments: str, environment: Mapping[str, str], profile: Path | None = None
+    directory: Path, module: str, *arguments: str, environment: Mapping[str, str], profile: Path | None = None
 ) -> subprocess.Popen[str]:
-    """A verb of the relay in that checkout, with no settings but these. cProfile writes to `profile` at its end."""
+    """A module of that checkout as a process, the relay with no settings but these. cProfile writes to `profile`."""
     profiler = () if profile is None else ("-m", "cProfile", "-o", str(profile))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     return subprocess.Popen(
-        (sys.executable, *profiler, "-m", "relay", *arguments),
+        (sys.executable, *profiler, "-m", module, *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -70,15 +75,96 @@ def command(
     )
 
 
-def migrate(directory: Path, dsn: str) -> None:
-    """`relay migrate`: the schema that this relay wants."""
-    process = command(directory, "migrate", environment={"RELAY_SOURCE__0__DSN": dsn})
+def migrate(directory: Path, dsn: str, service: str | None = None) -> None:
+    """`relay migrate`: the schema that this relay wants, and the tables of a service of the demo, whose role it is."""
+    arguments = [] if service is None else ["--service-role", service, "--sql", str(directory / "sql" / service)]
+    process = command(directory, "relay", "migrate", *arguments, environment={"RELAY_SOURCE__0__DSN": dsn})
     _, said = process.communicate(timeout=START_S)
     if process.returncode != 0:
         raise MeasurementFailed(f"relay migrate ended with status {process.returncode}:\n{said}")
 
 
-class Relay:
+class Subject:
+    """A process whose log, in JSON on its standard error, says how far it is. As a context manager it ends with it."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self._name = name
+        self._process = process
+        self._lines: list[str] = []
+        self._actions: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101  it is a pipe
+        for line in self._process.stderr:
+            self._lines.append(line.rstrip())
+            try:
+                action = str(json.loads(line)["action"])
+            except (ValueError, KeyError):
+                continue
+            self._on(action)
+            self._actions.put(action)
+        self._actions.put("")
+
+    def _on(self, action: str) -> None:
+        """At once when the log has it, on a thread of its own."""
+
+    def until(self, action: str) -> None:
+        """Wait for the next line of that action; others before it are passed over. Raises MeasurementFailed."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                said = self._actions.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise self.failure(f"did not say {action!r} within {START_S:g} s") from None
+            if said == action:
+                return
+            if not said:
+                raise self.failure(f"ended before it said {action!r}")
+
+    def check(self) -> None:
+        """Raises MeasurementFailed when it has ended."""
+        if self._process.poll() is not None:
+            raise self.failure(f"ended with status {self._process.returncode}")
+
+    def peak_memory_mb(self) -> float:
+        """The most memory that it has had, its start included."""
+        self.check()
+        return peak_memory_mb(self.pid)
+
+    def stop(self) -> None:
+        """End it in good order. Raises MeasurementFailed when it does not."""
+        self._process.send_signal(SIGTERM)
+        try:
+            status = self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            raise self.failure(f"did not end within {END_S:g} s after SIGTERM") from None
+        if status != 0:
+            raise self.failure(f"ended with status {status} after SIGTERM")
+
+    def failure(self, what: str) -> MeasurementFailed:
+        """An error with its last words."""
+        return MeasurementFailed("\n".join((f"{self._name} {what}; its last words:", *self._lines[-LAST_LINES:])))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join(END_S)
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+
+class Relay(Subject):
     """`relay run` on one slot. From `streaming` on it works; what it used until then is not counted."""
 
     def __init__(
@@ -93,73 +179,18 @@ class Relay:
             "RELAY_LOG_FORMAT": "json",
             **CAPTURES[capture],
         }
-        self._process = command(directory, "run", environment=settings, profile=profile)
-        self._lines: list[str] = []
-        self._actions: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._started_cpu_s = 0.0
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        super().__init__("the relay", command(directory, "relay", "run", environment=settings, profile=profile))
 
-    def _read(self) -> None:
-        assert self._process.stderr is not None  # noqa: S101  it is a pipe
-        for line in self._process.stderr:
-            self._lines.append(line.rstrip())
-            try:
-                action = str(json.loads(line)["action"])
-            except (ValueError, KeyError):
-                continue
-            if action == "streaming":
-                self._started_cpu_s = cpu_s(self._process.pid)
-            self._actions.put(action)
-        self._actions.put("")
+    def _on(self, action: str) -> None:
+        if action == "streaming":
+            self._started_cpu_s = cpu_s(self.pid)
 
     def streaming(self) -> None:
         """Wait until it streams. Raises MeasurementFailed."""
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                action = self._actions.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                raise self.failure(f"did not stream within {START_S:g} s") from None
-            if action == "streaming":
-                return
-            if not action:
-                raise self.failure("ended before it streamed")
-
-    def check(self) -> None:
-        """Raises MeasurementFailed when it has ended."""
-        if self._process.poll() is not None:
-            raise self.failure(f"ended with status {self._process.returncode}")
+        self.until("streaming")
 
     def used_cpu_s(self) -> float:
         """CPU time since it began to stream."""
         self.check()
-        return cpu_s(self._process.pid) - self._started_cpu_s
-
-    def peak_memory_mb(self) -> float:
-        """The most memory that it has had, its start included."""
-        self.check()
-        return peak_memory_mb(self._process.pid)
-
-    def stop(self) -> None:
-        """End it in good order. Raises MeasurementFailed when it does not."""
-        self._process.send_signal(SIGTERM)
-        try:
-            status = self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            raise self.failure(f"did not end within {END_S:g} s after SIGTERM") from None
-        if status != 0:
-            raise self.failure(f"ended with status {status} after SIGTERM")
-
-    def failure(self, what: str) -> MeasurementFailed:
-        """An error with its last words."""
-        return MeasurementFailed("\n".join((f"the relay {what}; its last words:", *self._lines[-LAST_LINES:])))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        self._reader.join(END_S)
+        return cpu_s(self.pid) - self._started_cpu_s

@@ -1,5 +1,6 @@
 """The benchmark's arithmetic, its plan, and its page."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from bench.matrix import (
     Kind,
     LatencyCase,
     Queue,
+    SagaStage,
     Shape,
+    Stage,
     short_run,
     whole_matrix,
 )
@@ -196,29 +199,42 @@ def test_the_same_numbers_draw_the_same_chart(tmp_path: Path) -> None:
     assert b"relay, quorum" in first.read_bytes()
 
 
-def test_the_short_run_has_one_payload_and_ten_messages_a_transaction_beside_the_large_ones() -> None:
-    (stage,) = short_run(debezium=True, tables=False)
+def stages_of(plan: Iterable[Stage | SagaStage]) -> list[Stage]:
+    """Those of captures."""
+    return [stage for stage in plan if isinstance(stage, Stage)]
+
+
+def test_the_short_run_has_one_payload_and_ten_messages_a_transaction_beside_the_large_one() -> None:
+    large, stage = stages_of(short_run(debezium=True, tables=False, sagas=False))
 
     assert {case.shape for case in stage.cases if not case.shape.one_transaction} == {STANDARD}
-    assert [shape.rows for shape in stage.shapes] == [1_000_000, 100_000, 10_000]
+    assert [shape.rows for shape in large.shapes] == [1_000_000]
+    assert [shape.rows for shape in stage.shapes] == [100_000, 10_000]
     assert {case.queue for case in stage.cases if case.kind is Kind.DEBEZIUM} == set(Queue)
     assert stage.rounds == 3
+
+
+def test_the_large_transaction_is_repeated_in_the_whole_matrix_only() -> None:
+    short, whole = (stages_of(plan(False, False, False))[0] for plan in (short_run, whole_matrix))
+
+    assert short.cases == whole.cases
+    assert (short.rounds, whole.rounds) == (1, 3)
 
 
 @pytest.mark.parametrize(
     ("debezium", "kinds"), [(True, [Kind.RELAY, Kind.DEBEZIUM]), (False, [Kind.RELAY])], ids=["a peer", "none"]
 )
 def test_a_relay_that_captures_tables_does_so_first_beside_its_peer(debezium: bool, kinds: list[Kind]) -> None:
-    stage, outbox = short_run(debezium, tables=True)
+    stage, *others = stages_of(short_run(debezium, tables=True, sagas=False))
 
     assert list(stage.cases) == [Case(kind, STANDARD_TABLE, Queue.CLASSIC) for kind in kinds]
     assert not stage.latencies
-    assert stage.rounds < outbox.rounds
-    assert (outbox,) == short_run(debezium, tables=False)
+    assert stage.rounds < others[-1].rounds
+    assert others == stages_of(short_run(debezium, tables=False, sagas=False))
 
 
 def test_the_whole_matrix_has_every_shape_once_and_the_huge_transaction_one_time() -> None:
-    stages = whole_matrix(debezium=False, tables=True)
+    stages = stages_of(whole_matrix(debezium=False, tables=True, sagas=True))
     assert [shape for shape in stages[0].shapes if shape.capture is Capture.TABLE] == [STANDARD_TABLE]
     stages = stages[1:]
     shapes = [shape for stage in stages for shape in stage.shapes]
