@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 from uuid import uuid4
 
 from pydantic import BaseModel
@@ -33,7 +33,7 @@ ID = 5
 EXCHANGES = {"event": EVENTS, "command": COMMANDS, "reply": REPLIES}
 ROWS = (
     "SELECT kind, type, aggregate_type, aggregate_id, destination, id, correlation_id, reply_to, causation_id,"
-    " operation, payload::text FROM relay.outbox ORDER BY seq"
+    " operation, headers, payload::text FROM relay.outbox ORDER BY seq"
 )
 
 
@@ -116,10 +116,11 @@ class Courier:
 
 def _outgoing(row: tuple[object, ...]) -> Outgoing:
     kind, name, aggregate_type, aggregate_id, destination, message_id, correlation_id, reply_to, cause, operation = (
-        None if value is None else str(value) for value in row[:-1]
+        None if value is None else str(value) for value in row[:-2]
     )
     optional = {CAUSATION_ID: cause, OPERATION: operation}
-    headers: dict[str, HeaderValue] = {key: value for key, value in optional.items() if value is not None}
+    headers = cast(dict[str, HeaderValue], row[-2])
+    headers |= {key: value for key, value in optional.items() if value is not None}
     headers |= {AGGREGATE_TYPE: aggregate_type, AGGREGATE_ID: aggregate_id}
     properties = Properties(message_id, name, correlation_id=correlation_id, reply_to=reply_to, headers=headers)
     key = destination or f"{aggregate_type}.{name}"
