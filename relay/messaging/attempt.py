@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from relay.errors import RelayError
 from relay.messaging.transaction import Pool
 from relay.tasks import end
 
@@ -19,7 +20,25 @@ Work: TypeAlias = Callable[[AsyncConnection[TupleRow]], Awaitable[Result]]
 """What is done in the transaction."""
 
 
+class WorkCancelled(RelayError):
+    """Code of the service let a cancellation out that nobody asked for: something that it awaited was cancelled."""
+
+
 def _nothing() -> None: ...
+
+
+async def uncancelled(work: Awaitable[Result]) -> Result:
+    """Await code of the service. Raises WorkCancelled for a cancellation that is its own, and not this task's.
+
+    Let through, that would end the task without a word, and leave what it was about neither done nor failed.
+    """
+    try:
+        return await work
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise WorkCancelled("it awaited something that was cancelled") from error
 
 
 async def attempt(pool: Pool, work: Work[Result], then: Callable[[], None] = _nothing) -> Result:

@@ -45,13 +45,15 @@ _INSERT: Final[LiteralString] = """
     ON CONFLICT DO NOTHING
 """
 
-# The time of the statement, not the clock's: an index finds what is due by one that stays the same.
+# The time of the statement, not the clock's: an index finds what is due by one that stays the same. The first one of
+# its aggregate is looked up for each, in an index: a join would compare all that wait behind one with each other.
 _DUE: Final[LiteralString] = """
     SELECT d.aggregate_type, d.aggregate_id FROM relay.deferred AS d
-    WHERE d.consumer = %(consumer)s AND d.dead_at IS NULL AND d.due_at <= statement_timestamp() AND NOT EXISTS (
-        SELECT FROM relay.deferred AS before
-        WHERE before.consumer = d.consumer AND before.aggregate_type = d.aggregate_type
-          AND before.aggregate_id = d.aggregate_id AND before.seq < d.seq)
+    WHERE d.consumer = %(consumer)s AND d.dead_at IS NULL AND d.due_at <= statement_timestamp() AND d.seq = (
+        SELECT first.seq FROM relay.deferred AS first
+        WHERE first.consumer = d.consumer AND first.aggregate_type = d.aggregate_type
+          AND first.aggregate_id = d.aggregate_id
+        ORDER BY first.seq LIMIT 1)
     ORDER BY d.due_at LIMIT %(limit)s
 """
 

@@ -50,9 +50,16 @@ History = tuple[Mishap, ...]
 
 def described(error: BaseException) -> str:
     """An exception in one line that every table and log can hold: its type, and what it says."""
-    said = " ".join(str(error).replace("\0", "").encode(errors="replace").decode().split())
+    said = " ".join(_words(error).replace("\0", "").encode(errors="replace").decode().split())
     name = type(error).__name__
     return (f"{name}: {said}" if said else name)[:ERROR_MAX_CHARS]
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as mute:  # code of users too: it must not keep its failure from being told
+        return f"(it cannot say what: {type(mute).__name__})"
 
 
 def summed_up(history: Sequence[Mishap]) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Self, TypeAlias
 
 from relay.errors import RelayError
+from relay.messaging.attempt import uncancelled
 from relay.messaging.message import AnyMessage, Command, Event, Failure, Incoming, Message, Reply, decode, type_of
 from relay.messaging.transaction import Transaction
 
@@ -56,7 +57,7 @@ class Route:
         """The route of a type to its handler."""
 
         def prepare(incoming: Incoming) -> Handling:
-            return partial(handler, decode(message_type, incoming.body))
+            return _handling(partial(handler, decode(message_type, incoming.body)))
 
         return cls(message_type, prepare, undoes)
 
@@ -70,6 +71,10 @@ class Route:
         """Whether the handler may return a Failure, as far as that is declared."""
         replies = self.command.replies if self.command else ()
         return not replies or any(issubclass(reply, Failure) for reply in replies)
+
+
+def _handling(handler: Handling) -> Handling:
+    return lambda tx: uncancelled(handler(tx))
 
 
 class Routes:
@@ -91,7 +96,7 @@ class Routes:
         """Raises HandlerTaken when there is such a handler already."""
         if self._replies is not None:
             raise HandlerTaken(f"service {self._service} has a handler of all replies already")
-        self._replies = Route(Reply, lambda incoming: partial(handler, incoming))
+        self._replies = Route(Reply, lambda incoming: _handling(partial(handler, incoming)))
 
     @property
     def events(self) -> frozenset[str]:

@@ -159,7 +159,9 @@ class Incoming:
 def _attempt(header: HeaderValue) -> int:
     """Which attempt it is. What is no such number counts as the first, which never makes anything happen twice."""
     text = str(header) if isinstance(header, str | int) else ""
-    return int(text) if text.isdecimal() and 0 < int(text) <= ATTEMPT_MAX else 1
+    if not text.isdecimal() or len(text) > len(str(ATTEMPT_MAX)):
+        return 1
+    return int(text) if 0 < int(text) <= ATTEMPT_MAX else 1
 
 
 def _time(timestamp_s: int | None) -> datetime | None:

@@ -1,6 +1,7 @@
 """The operation: what must happen at most once, whatever is sent twice."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, LiteralString, NamedTuple, Self, TypeAlias, cast
 from uuid import UUID
 
@@ -11,8 +12,14 @@ from relay.errors import RelayError
 from relay.messaging import outbox
 from relay.messaging.message import Compensated, Incoming, OperationCancelled, Reply, Unprocessable, type_of
 
+TIMED_VERSION: Final = 7
+"""The version of UUIDs that begin with milliseconds since 1970. Source: RFC 9562, section 5.7."""
+
 ACTION: Final = "action"
 """The branch of a step's own command."""
+
+OPERATION_RETENTION: Final = timedelta(days=90)
+"""How long an operation is kept after it was last changed. A saga has to have ended by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,21 @@ class Operation:
                 except ValueError:
                     pass
         raise Unprocessable(f"the reply repeats no operation like saga id/step/branch: {text!r}")
+
+
+def may_be_forgotten(operation: str) -> bool:
+    """Whether the saga is so old that an operation which is not recorded may have been. Pure, but for the clock.
+
+    False where the saga's id, which another engine may have made, does not tell its time.
+    """
+    try:
+        saga_id = UUID(operation.partition("/")[0])
+    except ValueError:
+        return False
+    if saga_id.version != TIMED_VERSION:
+        return False
+    age_s = datetime.now(UTC).timestamp() - (saga_id.int >> 80) / 1000
+    return age_s > OPERATION_RETENTION.total_seconds()
 
 
 State: TypeAlias = Literal["done", "failed", "cancelled", "compensated"]

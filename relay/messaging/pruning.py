@@ -9,14 +9,12 @@ from psycopg import AsyncConnection
 
 from relay.messaging.attempt import attempt
 from relay.messaging.log import ServiceLog
+from relay.messaging.operation import OPERATION_RETENTION
 from relay.messaging.receiver import INBOX_RETENTION
 from relay.messaging.transaction import Pool
 
 INBOX_MARGIN: Final = timedelta(days=1)
 """How much longer than INBOX_RETENTION an id is kept: clocks of senders, services and databases differ."""
-
-OPERATION_RETENTION: Final = timedelta(days=90)
-"""How long an operation is kept after it was last changed. A saga has to have ended by then."""
 
 PRUNE_EVERY_S: Final = 600.0
 """How often this looks for what is old."""
@@ -36,8 +34,9 @@ _INBOX: Final[LiteralString] = """
         LIMIT %(batch)s))
 """
 
+# The time is asked for once more: older releases of PostgreSQL delete by ctid also what somebody has changed meanwhile.
 _OPERATIONS: Final[LiteralString] = """
-    DELETE FROM relay.operation WHERE ctid = ANY (ARRAY (
+    DELETE FROM relay.operation WHERE at < now() - %(age)s AND ctid = ANY (ARRAY (
         SELECT ctid FROM relay.operation WHERE consumer = %(consumer)s AND at < now() - %(age)s LIMIT %(batch)s))
 """
 

@@ -13,6 +13,7 @@ from relay.messaging.deferred import Kept
 from relay.messaging.entry import Entry, enter
 from relay.messaging.handler import Outcome, Route, Routes
 from relay.messaging.message import Incoming, Unprocessable
+from relay.messaging.operation import OPERATION_RETENTION, may_be_forgotten
 from relay.messaging.outbox import require_transaction
 from relay.messaging.transaction import Transaction
 
@@ -25,6 +26,12 @@ class TooOld(Unprocessable):
     """The message was sent so long ago that the inbox may have forgotten it: nobody knows whether it was handled."""
 
     hint = "Find out whether its work is done: then `relay dead drop`, else `relay dead replay`."
+
+
+class Forgotten(Unprocessable):
+    """A saga older than the operations that are kept wants something undone, and nobody knows whether it was done."""
+
+    hint = "Find out whether its work is done, and undo it. Then `relay dead replay` answers that it is undone."
 
 
 class Receiver:
@@ -48,6 +55,8 @@ class Receiver:
             return Outcome.DEFERRED
         if entry.fresh:
             _require_young(incoming)
+        if entry.begun and overtakes:
+            _require_remembered(incoming)
         return await self._go_on(conn, incoming, route, entry)
 
     async def handle_again(self, kept: Kept, conn: AsyncConnection[TupleRow]) -> Outcome:
@@ -87,3 +96,9 @@ def _first_state(route: Route | None, incoming: Incoming) -> str | None:
 def _require_young(incoming: Incoming) -> None:
     if incoming.sent_at is not None and datetime.now(UTC) - incoming.sent_at > INBOX_RETENTION:
         raise TooOld(f"it was sent at {incoming.sent_at:%Y-%m-%d %H:%M:%S} UTC: older than {INBOX_RETENTION.days} days")
+
+
+def _require_remembered(incoming: Incoming) -> None:
+    if incoming.operation is not None and may_be_forgotten(incoming.operation):
+        days = OPERATION_RETENTION.days
+        raise Forgotten(f"nothing is known of {incoming.operation}, and operations are forgotten after {days} days")

@@ -83,8 +83,8 @@ class Retrier:
             more = await self._work_off(pool, aggregate)
         except psycopg.Error as error:
             # One message may be what ends its connection: it costs the others nothing. What was claimed is due again
-            # after a while.
-            if trouble(error) is not Trouble.AWAY:
+            # after a while. And another instance may have been quicker, in a session that takes that for a conflict.
+            if trouble(error) is Trouble.FAULT:
                 raise
             more = False
             self._log.warning("database_away", f"a message of {' '.join(aggregate)} has to wait: {described(error)}")

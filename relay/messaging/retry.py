@@ -14,6 +14,9 @@ from relay.duration import seconds
 CONFLICT_TRIES: Final = 5
 """How often a transaction that lost against another one is tried again at once; then it counts as a fault."""
 
+LOST_TRIES: Final = 3
+"""How often the database may seem to be away in the middle of a message's transaction; then it is the message."""
+
 FAULT_TRIES: Final = 3
 """How often a handler that raises gets a message at once, before the message is put off."""
 
@@ -104,20 +107,24 @@ def jittered(delay_s: float) -> float:
 class Patience:
     """How long to bear with one message that cannot be handled, before it is put off. `faults` counts failed attempts.
 
-    What is nobody's fault is no failed attempt: an absence of the database, and the first few conflicts.
+    What is nobody's fault is no failed attempt: an absence of the database, and the first few conflicts. An absence
+    that begins again and again after the transaction has is no absence: the handler breaks its connection, or asks
+    another database.
     """
 
     def __init__(self, fault_tries: int = FAULT_TRIES) -> None:
         self.faults = 0
         self._fault_tries = fault_tries
         self._conflicts = 0
+        self._lost = 0
         self._away = Backoff(AWAY_FIRST_S, AWAY_CAP_S)
         self._fault = Backoff(FAULT_FIRST_S, FAULT_CAP_S)
 
-    def after(self, error: BaseException) -> float | None:
-        """Seconds to wait before the next try, None when there is to be none."""
+    def after(self, error: BaseException, *, begun: bool = False) -> float | None:
+        """Seconds to wait before the next try, None when there is to be none. `begun`: the transaction had begun."""
         match trouble(error):
-            case Trouble.AWAY:
+            case Trouble.AWAY if not begun or self._lost < LOST_TRIES:
+                self._lost += begun
                 return self._away.next()
             case Trouble.CONFLICT if self._conflicts < CONFLICT_TRIES:
                 self._conflicts += 1

@@ -3,6 +3,9 @@
 from functools import partial
 from typing import Final, Protocol
 
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
 from relay.broker.properties import Delivery
 from relay.messaging import deferred
 from relay.messaging.attempt import attempt
@@ -64,14 +67,22 @@ class Settling:
             return
         patience = Patience(min(FAULT_TRIES, self._retry.attempts))
         history: History = ()
+        begun = False
+
+        async def handle(conn: AsyncConnection[TupleRow]) -> Outcome:
+            nonlocal begun
+            begun = True
+            return await self._receiver.handle(held.delivery, conn)
+
         while True:
+            begun = False
             try:
-                outcome = await attempt(self._pool, partial(self._receiver.handle, held.delivery), held.ack)
+                outcome = await attempt(self._pool, handle, held.ack)
             except Unprocessable as error:
                 history += (Mishap.of(error, patience.faults + 1),)
                 return await self._keep(held, incoming, history, error, None)
             except Exception as error:  # the handler's edge: it may raise anything
-                delay_s = patience.after(error)
+                delay_s = patience.after(error, begun=begun)
                 if patience.faults > len(history):
                     history += (Mishap.of(error, patience.faults),)
                 if delay_s is None:

@@ -1,13 +1,17 @@
 """What runs beside a service that runs sagas: its timers are fired when they are due, and forgotten after a while."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import psycopg
 from psycopg import AsyncConnection
 
 from relay.messaging import Pool
+from relay.messaging.failures import described
+from relay.messaging.retry import Trouble, trouble
 from relay.saga import timers
 
 TIMER_POLL_S: Final = 0.5
@@ -29,6 +33,8 @@ LATE_EVERY: Final = 4
 PRUNE_EVERY_S: Final = 60.0
 """How often fired timers are looked through for old ones, by each instance."""
 
+logger = logging.getLogger(__name__)
+
 FireDue = Callable[..., Awaitable[int]]
 """Orchestrator.fire_due."""
 
@@ -43,13 +49,32 @@ class TimerJob:
         self._service = service
         self._fire_due = fire_due
         self._rounds = 0
+        self._lost = False
 
     async def run(self, pool: Pool) -> None:
         """Fire what is due, for ever. Raises what psycopg raises when the database is away."""
         while True:
-            async with pool.connection() as conn:
-                wait_s = await self.fire(conn)
+            connected = False
+            try:
+                async with pool.connection() as conn:
+                    connected = True
+                    wait_s = await self._fire_on(conn)
+            except psycopg.Error as error:
+                # The code of a saga may break its connection. If the database is away, the next one cannot be had.
+                if not connected or trouble(error) is Trouble.FAULT:
+                    raise
+                self._lost = trouble(error) is Trouble.AWAY
+                wait_s = TIMER_POLL_S
+                fields = {"action": "job_waits", "service": self._service, "job": "timers"}
+                logger.warning("%s: timers are fired again: %s", self._service, described(error), extra=fields)
             await asyncio.sleep(wait_s)
+
+    async def _fire_on(self, conn: AsyncConnection[Any]) -> float:
+        if self._lost:
+            async with conn.transaction():
+                await timers.spread(conn, self._service, TIMER_BATCH)
+            self._lost = False
+        return await self.fire(conn)
 
     async def fire(self, conn: AsyncConnection[Any]) -> float:
         """Fire a batch, if anything is due; how many seconds to wait before the next one."""

@@ -24,8 +24,10 @@ _QUEUE: Final[LiteralString] = "INSERT INTO relay.saga_lock (resource, saga_id, 
 
 _LEAVE: Final[LiteralString] = "DELETE FROM relay.saga_lock WHERE resource = %s AND saga_id = %s"
 
+# An update, though nothing is changed: to end, the holder has to wait for whoever queues; and if it sees the queue as
+# that was before, in REPEATABLE READ, it is told so, and begins again. A lock alone would not tell it.
 _STAY: Final[LiteralString] = """
-    SELECT saga_id FROM relay.saga_lock WHERE resource = %s AND taken_at IS NOT NULL FOR SHARE
+    UPDATE relay.saga_lock SET taken_at = taken_at WHERE resource = %s AND taken_at IS NOT NULL RETURNING saga_id
 """
 
 # One statement after that which gave the resources back, never the same one: the rows of those who came in between are
@@ -91,7 +93,7 @@ async def take_or_queue(conn: AsyncConnection[Any], resource: str, saga_id: UUID
         if await _taken(conn, resource, saga_id, service):
             return True
         await conn.execute(_QUEUE, (resource, saga_id, service))
-        # Whoever has it may be ending, and not see us: our row has not committed. So its row is shared until we have:
+        # Whoever has it may be ending, and not see us: our row has not committed. So its row is ours until we have:
         # to end it has to wait for us. If it has ended, nobody would ever wake us: begin again.
         if await _holder(conn, resource, _STAY) is not None:
             return False

@@ -12,10 +12,11 @@ from psycopg.rows import TupleRow
 from relay.broker.properties import COMPENSATION
 from relay.errors import RelayError
 from relay.messaging import Incoming, Operation, Reply, Retry, Service, Transaction, Unprocessable
+from relay.messaging.failures import described
 from relay.messaging.message import decode
 from relay.messaging.operation import ACTION
 from relay.messaging.outbox import require_transaction
-from relay.messaging.retry import Trouble, trouble
+from relay.messaging.retry import CONFLICT_TRIES, Trouble, trouble
 from relay.saga import jobs, locks, store, timers
 from relay.saga.definition import DefinitionError, Saga
 from relay.saga.description import fingerprint
@@ -114,7 +115,7 @@ class Orchestrator:
             try:
                 sagas[timer.saga_id] = await self._fire(timer, stored, conn)
             except Exception as error:  # the code of a saga may raise anything
-                if trouble(error) is Trouble.AWAY:
+                if trouble(error) is Trouble.AWAY and conn.closed:
                     raise
                 await self._put_off(timer, error, conn)
             else:
@@ -148,11 +149,12 @@ class Orchestrator:
     async def _put_off(self, timer: DueTimer, error: Exception, conn: AsyncConnection[TupleRow]) -> None:
         delay_s = TIMER_RETRY.delay_s(timer.failures + 1) * self._chance.uniform(0.5, 1.0)
         await timers.postpone(conn, timer.id, delay_s)
-        fault = trouble(error) is Trouble.FAULT
+        # Code of the saga may ask for a lock that it never gets: that must not go on in silence.
+        fault = trouble(error) is not Trouble.CONFLICT or timer.failures >= CONFLICT_TRIES
         logger.log(
             logging.ERROR if fault else logging.INFO,
-            "saga %s %s: a timer (%s of step %s) could not be fired: %s: %s",
-            *(timer.saga.type, timer.saga_id, timer.purpose, timer.step, type(error).__name__, error),
+            "saga %s %s: a timer (%s of step %s) could not be fired: %s",
+            *(timer.saga.type, timer.saga_id, timer.purpose, timer.step, described(error)),
             exc_info=error if fault else None,
             extra={"action": "timer_failed", "service": self._service.name, "saga_id": str(timer.saga_id)},
         )
@@ -204,5 +206,5 @@ def _read(saga: Saga[Any], operation: Operation, incoming: Incoming) -> Replied:
 
 def _compensation_attempt(incoming: Incoming) -> int | None:
     """Which attempt to undo a step is answered; None when the participant says no number."""
-    text = str(incoming.headers[COMPENSATION])
-    return int(text) if text.isdecimal() else None
+    said = str(incoming.headers[COMPENSATION])
+    return incoming.compensation if said == str(incoming.compensation) else None

@@ -17,6 +17,9 @@ SWEEP_TIMERS: Final = 1_000
 PRUNE_TIMERS: Final = 1_000
 """How many fired timers are deleted in one transaction."""
 
+SPREAD_CAP_S: Final = 60.0
+"""Over how long at most the timers of a batch are spread that was lost with its connection."""
+
 RETENTION_DAYS: Final = 7
 """How long fired timers are kept, for whoever wants to know what happened."""
 
@@ -37,6 +40,17 @@ _SETTLE: Final[LiteralString] = "UPDATE relay.saga_timer SET fired_at = clock_ti
 _POSTPONE: Final[LiteralString] = """
     UPDATE relay.saga_timer SET failures = failures + 1, due_at = clock_timestamp() + %s * interval '1 second'
     WHERE id = %s
+"""
+
+_SPREAD: Final[LiteralString] = """
+    WITH suspect AS (
+        SELECT id FROM relay.saga_timer
+        WHERE service = %s AND fired_at IS NULL AND due_at <= statement_timestamp()
+        ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
+    )
+    UPDATE relay.saga_timer AS timer SET failures = timer.failures + 1,
+        due_at = clock_timestamp() + random() * least(2.0 ^ least(timer.failures, 10), %s) * interval '1 second'
+    FROM suspect WHERE timer.id = suspect.id
 """
 
 # Most timers are timeouts of what went well. Nothing is to be decided about a saga that has ended, so it needs no lock,
@@ -111,6 +125,15 @@ async def settle(conn: AsyncConnection[Any], timer_ids: Collection[int]) -> None
 async def postpone(conn: AsyncConnection[Any], timer_id: int, delay_s: float) -> None:
     """Firing it has failed: let it be due again after a while."""
     await conn.execute(_POSTPONE, (delay_s, timer_id))
+
+
+async def spread(conn: AsyncConnection[Any], service: str, limit: int) -> None:
+    """Let the timers that are due for the longest time be due again one by one, over a second at first.
+
+    A connection was lost when they were to be fired: if one of them is the cause, it must not take the others with it
+    for ever.
+    """
+    await conn.execute(_SPREAD, (service, limit, SPREAD_CAP_S))
 
 
 async def sweep(conn: AsyncConnection[Any], service: str) -> int:

@@ -12,6 +12,8 @@ from psycopg.pq import TransactionStatus
 
 from relay.broker.properties import ATTEMPT, COMPENSATION
 from relay.messaging import Failure, Operation, Transaction
+from relay.messaging.attempt import uncancelled
+from relay.messaging.failures import described
 from relay.messaging.message import type_of
 from relay.messaging.operation import ACTION
 from relay.messaging.retry import Trouble, trouble
@@ -137,7 +139,7 @@ class Turn(Generic[S]):
             # transaction of its own.
             await conn.execute("SELECT")
         async with conn.transaction() as savepoint:
-            failure = await action(state, self._tx)
+            failure = await uncancelled(action(state, self._tx))
             self._tx.require_alive()
             if failure is not None:
                 raise Rollback(savepoint)
@@ -145,18 +147,13 @@ class Turn(Generic[S]):
 
     def _excuse(self, step: LocalStep[S], error: Exception) -> str:
         """The reason that an exception gives. Raises it again where it is not for the saga to deal with."""
-        if self._starting or trouble(error) is not Trouble.FAULT:
+        away = trouble(error) is Trouble.AWAY and self._tx.connection.closed  # and not another database
+        if self._starting or away or trouble(error) is Trouble.CONFLICT:
             raise error
-        reason = _storable(f"{type(error).__name__}: {error}")
+        reason = described(error)[:REASON_MAX_CHARS]
         self._log(logging.INFO, f"step {step.name} raised {reason}", "local_step_raised", error)
         return reason
 
     def _log(self, level: int, text: str, action: str, error: Exception | None = None) -> None:
         fields = {"action": action, "service": self._service, "saga_id": str(self._saga_id), "saga": self._saga.name}
         logger.log(level, "saga %s %s %s", self._saga.name, self._saga_id, text, exc_info=error, extra=fields)
-
-
-def _storable(text: str) -> str:
-    """One line that PostgreSQL takes: it holds neither NUL nor half a character."""
-    line = " ".join(text.replace("\0", " ").split())[:REASON_MAX_CHARS]
-    return line.encode(errors="replace").decode()

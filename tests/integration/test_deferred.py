@@ -41,6 +41,11 @@ KEPT = """
            convert_to(json_build_object('text', id)::text, 'UTF8')
     FROM (SELECT %s::text) AS given (id)
 """
+CROWD = 20_000
+BEHIND = """
+    INSERT INTO relay.deferred (consumer, message_id, aggregate_type, aggregate_id, type, properties, body)
+    SELECT 'customers', 'behind' || n, 'book', 'dead', 'Note', '{}', '' FROM generate_series(1, %s) AS n
+"""
 SLOWLY = Retry(attempts=20, backoff="1h..1h")
 """Once put off, a message stays put off for as long as any test takes."""
 
@@ -570,3 +575,15 @@ async def test_a_message_that_is_too_old_is_dead(notes: Database, vhost: Virtual
 
     assert service.notebook.tries == []
     assert "TooOld: it was sent at 2023-11-14" in str(notes.query(ERRORS, "m"))
+
+
+async def test_very_many_behind_a_dead_one_do_not_keep_others_waiting(notes: Database) -> None:
+    """Each of them is looked at once, and not compared with all the others."""
+    notes.query(KEPT, "dead", "dead")
+    notes.query("UPDATE relay.deferred SET dead_at = now()")
+    notes.query(BEHIND, CROWD)
+    notes.query("ANALYZE relay.deferred")
+    notes.query(KEPT, "other", "other")
+    async with await AsyncConnection.connect(notes.role_dsn(SERVICE)) as conn:
+        await conn.execute("SET statement_timeout = '2s'")
+        assert await deferred.due(conn, SERVICE, AGGREGATES) == [("book", "other")]

@@ -89,6 +89,8 @@ class Hotel:
 
     async def cancel(self, command: Cancel, tx: Transaction) -> Reply | None:
         await tx.execute("INSERT INTO notes (text) VALUES (%s)", (f"{command.guest} away",))
+        if self.go_on is not None:
+            await self.go_on.wait()
         return self.to_undo
 
     async def clean(self, command: Clean, tx: Transaction) -> Reply | None:
@@ -240,6 +242,23 @@ async def test_a_compensation_undoes_once_and_says_so_again(notes: Database, tel
     assert written(notes) == ["ada in 1", "ada away"]
     assert replies(notes)[1:] == [("Compensated", {}, None, "1"), ("Compensated", {}, None, "2")]
     assert notes.query(STATE) == [("compensated", 1, "Compensated", {})]
+
+
+@pytest.mark.parametrize(("failed", "asked_twice", "done"), [(False, CANCEL, "ada away"), (True, BOOK, "ada in 2")])
+async def test_two_that_come_at_once_do_their_work_once(
+    notes: Database, hotel: Hotel, tell: Tell, failed: bool, asked_twice: BaseModel, done: str
+) -> None:
+    """The operation is recorded already: its row is what they wait for."""
+    hotel.answer = Full() if failed else None
+    await tell(BOOK)
+    hotel.answer, hotel.go_on = None, asyncio.Event()
+    first, second = tell(asked_twice, 2), tell(asked_twice, 2)
+    await eventually(lambda: notes.value(WAITING) == 1)
+    hotel.go_on.set()
+    await asyncio.gather(first, second)
+
+    assert written(notes) == ([] if failed else ["ada in 1"]) + [done]
+    assert replies(notes)[-1] == replies(notes)[-2]
 
 
 async def test_an_action_that_comes_after_its_compensation_does_nothing_and_says_so(

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import psycopg
 import pytest
 
 from relay.messaging.pruning import Pruning
@@ -23,6 +24,7 @@ RECORDED = """
 """
 KINDS = "SELECT DISTINCT consumer, rtrim(message_id, '0123456789') FROM relay.inbox ORDER BY 1, 2"
 OPERATIONS = "SELECT DISTINCT consumer, rtrim(operation, '0123456789') FROM relay.operation ORDER BY 1, 2"
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 SIZES = """
     CREATE TABLE sizes (rows bigint);
     CREATE FUNCTION note_size() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -94,3 +96,15 @@ async def test_old_operations_are_forgotten(database: Database) -> None:
     database.query(RECORDED, "orders", "old", "91 days", 1)
     async with pruning(database):
         await eventually(until(database, OPERATIONS, (SERVICE, "young"), ("orders", "old")))
+
+
+async def test_an_operation_that_changes_at_this_moment_is_not_forgotten(database: Database) -> None:
+    database.query(RECORDED, SERVICE, "x", "100 days", 1)
+    with psycopg.connect(database.role_dsn(SERVICE)) as other:
+        other.execute("UPDATE relay.operation SET outcome = 'compensated', at = clock_timestamp()")
+        async with pruning(database):
+            await eventually(lambda: database.value(WAITING) == 1)
+            other.commit()
+            await eventually(lambda: database.value(WAITING) == 0)
+
+    assert database.query("SELECT outcome FROM relay.operation") == [("compensated",)]
