@@ -39,8 +39,12 @@ gives up, and whoever asks for a connection next makes it begin again."""
 HTTP_GRACE_S: Final = 5
 """How long requests may still take when the service is stopped."""
 
+FROZEN_MS: Final = 60_000
+"""How long a transaction may stand still before PostgreSQL ends it: so long a frozen process keeps its locks."""
+
 # A server that vanishes without a word is noticed within about 20 seconds. The DSN may say otherwise.
 _CONNECT_DEFAULTS: Final = {
+    "options": f"-c idle_in_transaction_session_timeout={FROZEN_MS}",
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,

@@ -51,6 +51,8 @@ class Route:
     prepare: Callable[[Incoming], Handling]
     undoes: bool = False
     """It is the compensation of what another command does."""
+    any_order: bool = False
+    """Its messages need not come in the order in which they were sent."""
 
     @classmethod
     def to(cls, handler: Handler[AnyMessage], message_type: type[AnyMessage], *, undoes: bool = False) -> Self:
@@ -93,10 +95,13 @@ class Routes:
         self._by_type[name] = route
 
     def add_replies(self, handler: ReplyHandler) -> None:
-        """Raises HandlerTaken when there is such a handler already."""
+        """Sagas take replies in any order: none waits behind another one that could not be handled.
+
+        Raises HandlerTaken when there is such a handler already.
+        """
         if self._replies is not None:
             raise HandlerTaken(f"service {self._service} has a handler of all replies already")
-        self._replies = Route(Reply, lambda incoming: _handling(partial(handler, incoming)))
+        self._replies = Route(Reply, lambda incoming: _handling(partial(handler, incoming)), any_order=True)
 
     @property
     def events(self) -> frozenset[str]:

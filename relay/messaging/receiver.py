@@ -48,7 +48,8 @@ class Receiver:
         route = self._routes.find(incoming)
         outcome = _first_state(route, incoming)
         # What undoes must not wait for an action that cannot be done: the operation keeps the two apart in any order.
-        overtakes = outcome is not None and route is not None and route.undoes
+        in_any_order = route is not None and (route.undoes or route.any_order)
+        overtakes = in_any_order and incoming.operation is not None
         entry = await enter(conn, self.consumer, incoming, outcome=outcome, overtakes=overtakes)
         if entry.waits:
             await deferred.follow(conn, self.consumer, incoming, delivery.properties)

@@ -12,7 +12,7 @@ CREATE TABLE relay.operation (
     at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (consumer, operation)
 );
-CREATE INDEX operation_at ON relay.operation USING brin (at);
+CREATE INDEX operation_at ON relay.operation (at);
 
 COMMENT ON TABLE relay.operation IS 'What a service has done, or undone, at most once: by saga id / step / branch.';
 COMMENT ON COLUMN relay.operation.outcome IS
@@ -48,4 +48,4 @@ COMMENT ON COLUMN relay.deferred.history IS 'The failures: [{"at", "attempt", "e
 COMMENT ON COLUMN relay.deferred.dead_at IS 'When its tries were used up. Those behind it wait until it is replayed or dropped.';
 
 -- Old ids are deleted in the order of their time.
-CREATE INDEX inbox_handled_at ON relay.inbox USING brin (handled_at);
+CREATE INDEX inbox_handled_at ON relay.inbox (handled_at);

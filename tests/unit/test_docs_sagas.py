@@ -78,7 +78,7 @@ class TestTables:
     def test_the_numbers_of_the_text_are_those_of_the_code(self) -> None:
         waits_s = sum(RETRY.delay_s(attempt) for attempt in range(1, RETRY.attempts))
         assert round(waits_s / 60) == 2, "the text says: two minutes of waits at most"
-        assert f"Kept for {RETENTION_DAYS} days" in SAGAS
+        assert f"are kept for {RETENTION_DAYS} days" in SAGAS
 
     def test_the_built_in_replies_are_told(self) -> None:
         assert first_codes(PARTICIPANTS, "type") == [name for name in BUILT_IN if name]

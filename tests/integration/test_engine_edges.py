@@ -214,3 +214,70 @@ async def test_nobody_says_that_something_is_undone_which_may_have_been_forgotte
                 assert await service.handle(delivery, conn) is Outcome.HANDLED
 
     assert notes.value("SELECT max(type) FROM relay.outbox") == outcome
+
+
+class Visit(BaseModel):
+    name: str
+
+
+class Twofold:
+    """A saga with two steps under way at once; its answers come in any order, and one of them may be dead."""
+
+    def __init__(self) -> None:
+        self.service = Service("travel")
+        self.saga = saga = Saga("visit", state=Visit)
+        with saga.parallel():
+            saga.step(to="worker", readonly=True)(self.see)
+            saga.step(to="worker", readonly=True)(self.hear)
+        self.orchestrator = Orchestrator(self.service, saga)
+        self.service.command(Work)(self.work)
+        self.service.compensation(Undo)(self.undo)
+
+    def see(self, visit: Visit) -> Work:
+        return Work(name=visit.name)
+
+    def hear(self, visit: Visit) -> Work:
+        return Work(name=visit.name)
+
+    async def work(self, command: Work, tx: Transaction) -> None: ...
+
+    async def undo(self, command: Undo, tx: Transaction) -> None: ...
+
+
+def given_a_dead_message(database: Database, saga_id: UUID) -> None:
+    database.query(
+        "INSERT INTO relay.deferred"
+        " (consumer, message_id, aggregate_type, aggregate_id, type, properties, body, dead_at)"
+        " VALUES ('travel', 'dead', 'visit', %s, 'Work', '{}', '', now())",
+        str(saga_id),
+    )
+
+
+def message(saga_id: UUID, name: str, body: str, **headers: HeaderValue) -> Delivery:
+    of_it: dict[str, HeaderValue] = {"aggregate_type": "visit", "aggregate_id": str(saga_id), **headers}
+    return Delivery(1, COMMANDS, "travel", False, Properties(f"m-{name}", type=name, headers=of_it), body.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "headers", "outcome"),
+    [
+        ("Done", {"operation": "{}/see/action"}, Outcome.HANDLED),
+        ("Undo", {"operation": "{}/see/action", "compensation": "1"}, Outcome.HANDLED),
+        ("Work", {"operation": "{}/see/action"}, Outcome.DEFERRED),
+        ("Undo", {}, Outcome.DEFERRED),
+    ],
+    ids=["a reply", "what undoes", "an action", "what has no operation"],
+)
+async def test_only_what_a_saga_takes_in_any_order_passes_a_dead_message(
+    database: Database, conn: AsyncConnection[TupleRow], name: str, headers: dict[str, str], outcome: Outcome
+) -> None:
+    """An action that can never be done must not keep the saga from being undone, nor an answer others from arriving."""
+    twofold = Twofold()
+    async with conn.transaction():
+        saga_id = await twofold.orchestrator.start(twofold.saga, Visit(name="Rome"), conn)
+    given_a_dead_message(database, saga_id)
+
+    body = "{}" if name == "Done" else '{"name": "Rome"}'
+    said: dict[str, HeaderValue] = {key: value.format(saga_id) for key, value in headers.items()}
+    async with conn.transaction():
+        assert await twofold.service.handle(message(saga_id, name, body, **said), conn) is outcome
