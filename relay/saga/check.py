@@ -1,17 +1,36 @@
 """What a definition must be like so that it can work."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from relay.messaging import Failure, Reply
 from relay.messaging.message import type_of
 from relay.messaging.operation import ACTION
 from relay.saga.step import BUILT_IN, Nature, RemoteStep, Step, following, line
 
-if TYPE_CHECKING:
-    from relay.saga.definition import Saga
+Steps: TypeAlias = tuple[Step[Any], ...]
 
 
-def check(saga: "Saga[Any]") -> None:
+class Declared(Protocol):
+    """A definition, as far as it is checked."""
+
+    @property
+    def steps(self) -> Steps: ...
+
+    @property
+    def stages(self) -> Sequence[Steps]: ...
+
+    @property
+    def undo_order(self) -> Sequence[Steps] | None: ...
+
+    def find(self, step_name: str | None) -> Step[Any] | None: ...
+
+    def nature(self, step: Step[Any]) -> Nature: ...
+
+    def refuse(self, what: str, step_name: str) -> NoReturn: ...
+
+
+def check(saga: Declared) -> None:
     """Raise DefinitionError, with the step named, for what cannot work."""
     _check_pivots(saga)
     for step in saga.steps:
@@ -24,7 +43,7 @@ def check(saga: "Saga[Any]") -> None:
         _check_undo_order(saga)
 
 
-def _check_pivots(saga: "Saga[Any]") -> None:
+def _check_pivots(saga: Declared) -> None:
     pivots = [step for step in saga.steps if step.pivot]
     for step in pivots[1:]:
         saga.refuse("it is a second pivot", step.name)
@@ -38,7 +57,7 @@ def _check_pivots(saga: "Saga[Any]") -> None:
                 saga.refuse("a pivot is never skipped: without it there is no point of no return", step.name)
 
 
-def _check_undo(saga: "Saga[Any]", step: Step[Any]) -> None:
+def _check_undo(saga: Declared, step: Step[Any]) -> None:
     if step.readonly and step.compensation is not None:
         saga.refuse("it is readonly, so there is nothing that its compensation could undo", step.name)
     undoable = step.readonly or step.compensation is not None
@@ -57,7 +76,7 @@ def _check_undo(saga: "Saga[Any]", step: Step[Any]) -> None:
         saga.refuse("it has a compensation, but nothing is undone from the pivot on", step.name)
 
 
-def _check_replies(saga: "Saga[Any]", step: RemoteStep[Any]) -> None:
+def _check_replies(saga: Declared, step: RemoteStep[Any]) -> None:
     declared: dict[str, type[Reply]] = {}
     if step.command_type is not None:
         declared = {type_of(reply): reply for reply in step.command_type.replies}
@@ -78,7 +97,7 @@ def _check_replies(saga: "Saga[Any]", step: RemoteStep[Any]) -> None:
             saga.refuse(f"{type_of(failure)} is called transient, but nobody handles it", step.name)
 
 
-def _check_undo_order(saga: "Saga[Any]") -> None:
+def _check_undo_order(saga: Declared) -> None:
     order = [step for stage in saga.undo_order or () for step in stage]
     for step in order:
         if order.count(step) > 1:
