@@ -23,8 +23,8 @@ from services.http import create_app
 from services.settings import ServiceSettings, read
 
 POOL_MIN: Final = 2
-POOL_MAX: Final = 16
-"""Connections to the database. The message handlers use up to half of them, the HTTP API has the rest."""
+POOL_MAX: Final = 24
+"""Connections to the database. Messages take up to 8, those tried again 4, jobs 4; the HTTP API has the rest."""
 
 POOL_WAITING_MAX: Final = 1000
 """Requests that may wait for a connection; more are told to come back."""

@@ -29,9 +29,12 @@ class TooOld(Unprocessable):
 
 
 class Forgotten(Unprocessable):
-    """A saga older than the operations that are kept wants something undone, and nobody knows whether it was done."""
+    """A saga older than the operations that are kept wants something done or undone: nobody knows what was before."""
 
-    hint = "Find out whether its work is done, and undo it. Then `relay dead replay` answers that it is undone."
+    hint = (
+        "Find out whether its work is done. An action: `relay dead drop` it. What undoes: undo it, and then "
+        "`relay dead replay` answers that it is undone."
+    )
 
 
 class Receiver:
@@ -56,7 +59,7 @@ class Receiver:
             return Outcome.DEFERRED
         if entry.fresh:
             _require_young(incoming)
-        if entry.begun and overtakes:
+        if entry.begun:
             _require_remembered(incoming)
         return await self._go_on(conn, incoming, route, entry)
 
@@ -69,6 +72,10 @@ class Receiver:
         route = self._routes.find(incoming)
         outcome = _first_state(route, incoming)
         entry = await enter(conn, self.consumer, incoming, outcome=outcome, attempts=kept.attempts)
+        if entry.begun and route is not None and not route.undoes:
+            _require_remembered(
+                incoming
+            )  # its cancellation may be forgotten; what undoes is replayed by who has looked
         return Outcome.DEFERRED if entry.waits else await self._go_on(conn, incoming, route, entry)
 
     async def _go_on(

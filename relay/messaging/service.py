@@ -65,8 +65,8 @@ class Service:
     ]:
         """Register a handler of a command. The reply that it returns commits with its work.
 
-        Returns it a Failure, its own writes are rolled back, and the reply commits all the same. Of a command with an
-        operation, the handler runs at most once: whoever asks again gets the same reply. It runs again for a later
+        If it returns a Failure, its own writes are rolled back, and the reply commits all the same. Of a command with
+        an operation, the handler runs at most once: whoever asks again gets the same reply. It runs again for a later
         attempt after a Failure, and never after the compensation, even if that came first.
         """
         return self._commands(command_type, undoes=False)
@@ -80,7 +80,8 @@ class Service:
         """Register a handler of the command that undoes what another has done.
 
         It runs only if the action of the same operation has, and once. Otherwise the operation is cancelled, so that
-        an action which comes late does nothing. Returns it a Failure, nothing is undone, and it can be asked for again.
+        an action which comes late does nothing. If it returns a Failure, nothing is undone, and it can be asked for
+        again.
         """
         return self._commands(command_type, undoes=True)
 

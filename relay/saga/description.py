@@ -12,7 +12,7 @@ from relay.saga.step import RemoteStep, Step, command_type
 
 
 def describe(saga: Saga[Any]) -> dict[str, JsonValue]:
-    """Everything that decides what the saga does, but for the code of its functions: of that only the names."""
+    """What the definition declares. Of steps and what undoes them it has the names, and of no function the code."""
     return {
         "name": saga.name,
         "state": saga.state.model_json_schema(),

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable
+from typing import Any, Final, Protocol
 
 import psycopg
 from psycopg import AsyncConnection
@@ -35,8 +35,11 @@ PRUNE_EVERY_S: Final = 60.0
 
 logger = logging.getLogger(__name__)
 
-FireDue = Callable[..., Awaitable[int]]
-"""Orchestrator.fire_due."""
+
+class FireDue(Protocol):
+    """Orchestrator.fire_due."""
+
+    def __call__(self, conn: AsyncConnection[Any], *, limit: int, fresh_s: float | None = None) -> Awaitable[int]: ...
 
 
 class TimerJob:

@@ -86,7 +86,7 @@ async def take(conn: AsyncConnection[Any], resource: str, saga_id: UUID, service
 async def take_or_queue(conn: AsyncConnection[Any], resource: str, saga_id: UUID, service: str) -> bool:
     """Lock in the caller's transaction, or queue for it; whether it is locked now.
 
-    Who queues is let in as he came: by `grant`, in the transaction of the saga that had it before.
+    Those who queue are let in as they came: by `grant`, in the transaction of the saga that had it before.
     Raises Locked in the unlikely case that others were quicker LOCK_TRIES times.
     """
     for _ in range(LOCK_TRIES):

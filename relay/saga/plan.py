@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from relay.saga.definition import Saga, Stage
 from relay.saga.log import Happened, LogEvent
 from relay.saga.record import Phase, Record, Status
-from relay.saga.step import RemoteStep, S, Step
+from relay.saga.step import RemoteStep, S, Step, line
 from relay.saga.task import load
 
 _SETTLED = frozenset({Phase.DONE, Phase.SKIPPED})
@@ -74,7 +74,7 @@ def _compensating(record: Record, steps: Stage[S]) -> Iterator[LogEvent]:
 
 def _active(record: Record, step: Step[S]) -> Step[S]:
     """The alternative that was begun last, or the step itself."""
-    begun = [each for each in getattr(step, "alternatives", ()) if each.name in record.steps]
+    begun = [each for each in line(step) if each.name in record.steps]
     return begun[-1] if begun else step
 
 

@@ -19,7 +19,7 @@ from relay.messaging.operation import ACTION
 from relay.messaging.retry import Trouble, trouble
 from relay.saga.definition import Saga
 from relay.saga.log import Happened, LogEvent
-from relay.saga.record import Record, evolve
+from relay.saga.record import Phase, Record, evolve
 from relay.saga.step import Action, LocalStep, S
 from relay.saga.stimulus import Act, Acted, ActionFailed, Send, SetTimer, Stimulus, Task, Undo, UndoFailed, Undone
 from relay.saga.store import Alarm, Change
@@ -71,6 +71,8 @@ class Turn(Generic[S]):
             came_of_it = await self._do(self._tasks.popleft())
             if came_of_it is not None:
                 self._decide(came_of_it)
+            if isinstance(came_of_it, ActionFailed) and came_of_it.failure is None:
+                self._tell_if_given_up(came_of_it)
         incoming = self._tx.incoming
         message_id = None if incoming is None else incoming.message_id
         return Change(self._record, self._events, self._alarms, message_id) if self._events else None
@@ -153,6 +155,13 @@ class Turn(Generic[S]):
         reason = described(error)[:REASON_MAX_CHARS]
         self._log(logging.INFO, f"step {step.name} raised {reason}", "local_step_raised", error)
         return reason
+
+    def _tell_if_given_up(self, failed: ActionFailed) -> None:
+        """What raised each time is for somebody to look at. The log of the saga has every attempt with its reason."""
+        stands = self._record.steps[failed.step]
+        if stands.phase in (Phase.FAILED, Phase.STUCK):
+            words = f"step {failed.step} is given up after {stands.attempt} attempts: {failed.reason}"
+            self._log(logging.ERROR, words, "step_given_up")
 
     def _log(self, level: int, text: str, action: str, error: Exception | None = None) -> None:
         fields = {"action": action, "service": self._service, "saga_id": str(self._saga_id), "saga": self._saga.name}

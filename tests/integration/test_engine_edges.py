@@ -124,7 +124,7 @@ async def conn(database: Database) -> AsyncIterator[AsyncConnection[TupleRow]]:
     "error", [asyncio.CancelledError(), psycopg.OperationalError("another database is away"), Broken()]
 )
 async def test_whatever_a_local_step_raises_is_a_failed_attempt(
-    database: Database, conn: AsyncConnection[TupleRow], error: BaseException
+    database: Database, conn: AsyncConnection[TupleRow], error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     raising = Raising(error)
     await raising.start(conn, "good")
@@ -134,6 +134,7 @@ async def test_whatever_a_local_step_raises_is_a_failed_attempt(
         assert await raising.orchestrator.fire_due(conn) == 1
 
     assert status_of(database, bad) == "COMPENSATED"
+    assert [record.levelname for record in caplog.records if record.action == "step_given_up"] == ["ERROR"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("level", [IsolationLevel.READ_COMMITTED, IsolationLevel.REPEATABLE_READ])
@@ -189,6 +190,12 @@ class Undo(Command):
     name: str
 
 
+def begun_ago(days: int) -> UUID:
+    """The id of a saga that began so long ago: its first bits are the time."""
+    began_ms = int((time.time() - days * 86_400) * 1000)
+    return UUID(int=began_ms << 80 | new_id().int & ((1 << 80) - 1))
+
+
 @pytest.mark.parametrize(("days", "outcome"), [(89, "Compensated"), (91, None)])
 async def test_nobody_says_that_something_is_undone_which_may_have_been_forgotten(
     notes: Database, days: int, outcome: str | None
@@ -199,8 +206,7 @@ async def test_nobody_says_that_something_is_undone_which_may_have_been_forgotte
     async def undo(command: Undo, tx: Transaction) -> None:
         raise AssertionError("it has not been done")
 
-    began_ms = int((time.time() - days * 86_400) * 1000)
-    saga_id = UUID(int=began_ms << 80 | new_id().int & ((1 << 80) - 1))
+    saga_id = begun_ago(days)
     headers: dict[str, HeaderValue] = {"operation": f"{saga_id}/x/action", "compensation": "1"}
     said = Properties("m1", type="Undo", reply_to="travel", headers=headers)
     delivery = Delivery(1, COMMANDS, SERVICE, False, said, b'{"name": "a"}')
@@ -214,6 +220,22 @@ async def test_nobody_says_that_something_is_undone_which_may_have_been_forgotte
                 assert await service.handle(delivery, conn) is Outcome.HANDLED
 
     assert notes.value("SELECT max(type) FROM relay.outbox") == outcome
+
+
+async def test_an_action_whose_cancellation_may_have_been_forgotten_is_not_done_when_it_is_replayed(
+    notes: Database, vhost: VirtualHost, courier: Courier
+) -> None:
+    notebook = Notebook()
+    notes.query(
+        "INSERT INTO relay.deferred (consumer, message_id, aggregate_type, aggregate_id, type, properties, body)"
+        " VALUES (%s, 'a1', 'book', 'a', 'Note', %s, %s)",
+        *(SERVICE, f'{{"message_id": "a1", "type": "Note", "headers": {{"operation": "{begun_ago(91)}/x/action"}}}}'),
+        b'{"text": "a1"}',
+    )
+    async with running(notebook, notes.role_dsn(SERVICE), vhost.user_url(SERVICE)):
+        await eventually(lambda: notes.query(DEFERRED) == [("a1", True)])
+    assert "forgotten" in str(notes.value("SELECT history FROM relay.deferred"))
+    assert notes.value("SELECT count(*) FROM relay.inbox") == 0
 
 
 class Visit(BaseModel):

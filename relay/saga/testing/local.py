@@ -43,7 +43,7 @@ class LocalWork(Generic[S]):
         """The action of a step. While the saga is started, what it raises is for the one who starts it."""
         try:
             failure = self._run(step.action.__name__, state)
-        except Exception as error:
+        except Exception as error:  # the code of a saga may raise anything
             if starting:
                 raise
             return ActionFailed(step.name, _excuse(error))
