@@ -56,13 +56,16 @@ class Database:
         return value
 
 
+_NUMBERS = itertools.count(1)
+"""One line of numbers for all: several may make databases on one server."""
+
+
 class Databases:
     """Makes databases, and drops them with their slots."""
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
         self._prefix = f"t{os.getpid()}_"
-        self._numbers = itertools.count(1)
         self._templates: dict[tuple[str, ...], str] = {}
         self._made: list[Database] = []
 
@@ -80,7 +83,7 @@ class Databases:
         return self._create(self._templates[folders])
 
     def _create(self, template: str) -> Database:
-        name = f"{self._prefix}{next(self._numbers)}"
+        name = f"{self._prefix}{next(_NUMBERS)}"
         with psycopg.connect(self._server.dsn, autocommit=True) as connection:
             create_database(connection, name, RELAY, SERVICES, template)
         database = Database(name, self._server)

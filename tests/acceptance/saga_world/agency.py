@@ -67,6 +67,8 @@ class Pace:
     """How patient a saga is. `timeout` and `retry` are those of its steps, `lasting` that of the whole."""
 
     timeout: str = "20s"
+    room_timeout: str | None = None
+    """That of the hotel alone, where it is another one."""
     retry: Retry = SOME
     compensation_retry: Retry = MANY
     last_retry: Retry = MANY
@@ -85,7 +87,7 @@ PACES: Final = {
     "package": Pace(together=True),
     "backpack": Pace(hostel=True),
     "hasty": Pace(timeout="1s", retry=FEW, last_retry=FEW),
-    "flimsy": Pace(timeout="1s", retry=FEW, compensation_retry=FEW),
+    "flimsy": Pace(room_timeout="1s", retry=FEW, compensation_retry=FEW),
     "fragile": Pace(compensation_retry=FEW),
     "bounded": Pace(timeout="1m", lasting="2s"),
     "turn": Pace(on_locked="queue"),
@@ -134,7 +136,8 @@ class Agency:
         }
         with saga.parallel() if pace.together else nullcontext():
             seat = saga.step(to="flights", **asked)(book_seat)
-            room = saga.step(to="hotel", when=stays, **asked)(book_room)
+            of_room = asked | {"timeout": pace.room_timeout or pace.timeout}
+            room = saga.step(to="hotel", when=stays, **of_room)(book_room)
         _answered(seat, cancel_seat)
         _answered(room, cancel_room)
         if pace.hostel:
