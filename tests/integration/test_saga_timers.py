@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel
 
-from relay.messaging import Command, Done, Event, Failure, NotInTransaction, Retry, Service, Transaction
+from relay.messaging import Command, Done, Event, Failure, NotInTransaction, Operation, Retry, Service, Transaction
 from relay.saga import Orchestrator, Saga, jobs, timers
 from relay.tasks import end
 from tests.support.database import Database
@@ -425,7 +425,7 @@ async def given_a_crowd(database: Database, working: Working, conn: AsyncConnect
         model,
     )
     database.query("ANALYZE relay.saga, relay.saga_timer")
-    return [f"{saga_id}/work/action" for (saga_id,) in database.query("SELECT id FROM relay.saga")]
+    return [str(Operation(saga_id, "work")) for (saga_id,) in database.query("SELECT id FROM relay.saga")]
 
 
 CROWD_LEFT = """
