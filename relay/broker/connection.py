@@ -135,6 +135,18 @@ def _words(reason: BaseException) -> str:
     return str(reason)
 
 
+class _Attempt(AsyncioConnection):
+    """pika's connection, which one may also close while it is being set up.
+
+    pika hands the class of the exception to a callback that expects an exception, and fails over it
+    (AMQPConnectionWorkflow._on_connector_done, 1.4).
+    """
+
+    def _on_connection_workflow_done(self, conn_or_exc: Any) -> None:
+        outcome = conn_or_exc() if isinstance(conn_or_exc, type) else conn_or_exc
+        cast(Any, super())._on_connection_workflow_done(outcome)
+
+
 class Connection:
     """One AMQP connection. `closed` is resolved with the reason once it is gone, whoever ended it.
 
@@ -175,7 +187,7 @@ class Connection:
 
         parameters = URLParameters(url)
         parameters.client_properties = {"connection_name": name, "product": "saga-relay"}
-        raw = AsyncioConnection(parameters, on_open, on_error, on_close, custom_ioloop=loop)
+        raw = _Attempt(parameters, on_open, on_error, on_close, custom_ioloop=loop)
         try:
             await opened
         except asyncio.CancelledError:

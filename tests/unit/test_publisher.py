@@ -383,3 +383,4 @@ def test_pika_still_has_what_is_used_of_its_inside() -> None:
     assert [bytes(data) for data in emitted] == [b"abcde"]
     assert raw.bytes_sent == 5
     assert callable(AsyncioConnection._adapter_disconnect_stream)
+    assert callable(AsyncioConnection._on_connection_workflow_done)
