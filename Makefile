@@ -12,8 +12,11 @@ help: ## show this
 demo: $(VENV)/demo ## start private servers and the whole stack, place orders, check the invariants, stop
 	@$(BIN)/relay demo $(ARGS)
 
-test: $(VENV)/dev ## every test: unit, integration, acceptance, crash
-	@$(BIN)/pytest $(ARGS)
+# How many tests run at once, each worker with servers of its own. Most tests wait more than they work.
+WORKERS ?= 4
+
+test: $(VENV)/dev ## every test: unit, integration, acceptance, crash; WORKERS=0 ARGS=FILE for a few
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 unit: $(VENV)/dev ## the tests that need no server
 	@$(BIN)/pytest tests/unit $(ARGS)
