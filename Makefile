@@ -35,9 +35,11 @@ coverage: $(VENV)/dev ## every test, with branches covered
 	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 FAULTS ?= 200
+SAGAS  ?= 500
+STORMS := test_storm.py test_parking_storm.py test_saga_storm.py
 
-chaos: $(VENV)/dev ## many faults in an order of chance, and the verdict: make chaos FAULTS=200 SEED=7
-	@CHAOS_FAULTS=$(FAULTS) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos/test_storm.py tests/chaos/test_parking_storm.py -s $(ARGS)
+chaos: $(VENV)/dev ## many faults in an order of chance, and the verdict: make chaos FAULTS=200 SAGAS=500 SEED=7
+	@CHAOS_FAULTS=$(FAULTS) CHAOS_SAGAS=$(SAGAS) CHAOS_SEED=$(SEED) $(BIN)/pytest $(STORMS:%=tests/chaos/%) -s $(ARGS)
 
 bench: $(VENV)/bench $(if $(shell command -v javac),$(VENV)/peer) ## measure speed and memory, write docs/performance.md; FULL=1: the whole matrix
 	@$(BIN)/python -m bench $(if $(FULL),--full) $(ARGS)
