@@ -2,6 +2,7 @@
 
 from relay.messaging.operation import Operation
 from relay.saga import locks
+from relay.saga.deadline import TookTooLong
 from relay.saga.definition import DefinitionError, Saga
 from relay.saga.locks import Locked
 from relay.saga.orchestrator import NoSuchSaga, Orchestrator
@@ -17,6 +18,7 @@ __all__ = [
     "Record",
     "Saga",
     "Status",
+    "TookTooLong",
     "UnexpectedReply",
     "locks",
 ]

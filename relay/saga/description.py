@@ -6,9 +6,10 @@ from typing import Any
 from pydantic import JsonValue
 from pydantic_core import to_json
 
+from relay.duration import seconds
 from relay.messaging import Command, Retry
 from relay.saga.definition import Saga
-from relay.saga.step import RemoteStep, Step, command_type
+from relay.saga.step import LOCAL_TIMEOUT, LocalStep, RemoteStep, Step, command_type
 
 
 def describe(saga: Saga[Any]) -> dict[str, JsonValue]:
@@ -40,6 +41,9 @@ def _step(saga: Saga[Any], step: Step[Any]) -> dict[str, JsonValue]:
         "compensation_retry": _retry(step.compensation_retry),
         "transient": [failure.__name__ for failure in step.transient],
     }
+    if isinstance(step, LocalStep) and step.timeout_s != seconds(LOCAL_TIMEOUT):
+        # Local steps have had no timeout once: where none is said, the hash is what it was.
+        said["timeout_s"] = step.timeout_s
     if isinstance(step, RemoteStep):
         said["to"] = step.to
         said["timeout_s"] = step.timeout_s

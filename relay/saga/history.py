@@ -51,11 +51,14 @@ class Timer:
     purpose: str
     step: str | None
     attempt: int | None
-    due_at: datetime
-    due_in_seconds: float
+    due_at: datetime | None
+    """None when it is held: the saga is suspended, because it could not be fired."""
+    due_in_seconds: float | None
     """Less than 0 when it is overdue."""
     failures: int
-    """How often firing it has failed."""
+    """How often code of the saga raised when it was fired."""
+    interruptions: int
+    """How often a conflict or a lost connection interrupted that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +133,10 @@ _ENTRIES: Final[LiteralString] = (
 _WHOLE: Final[LiteralString] = _ENTRY + ", definition, progress, state FROM relay.saga WHERE id = %s"
 
 _TIMERS: Final[LiteralString] = """
-    SELECT purpose, step, attempt, due_at, extract(epoch FROM due_at - clock_timestamp())::float8 AS due_in_seconds,
-           failures
-    FROM relay.saga_timer WHERE saga_id = %s AND fired_at IS NULL ORDER BY due_at, id
+    SELECT purpose, step, attempt, nullif(due_at, 'infinity') AS due_at,
+           extract(epoch FROM nullif(due_at, 'infinity') - clock_timestamp())::float8 AS due_in_seconds,
+           failures, interruptions
+    FROM relay.saga_timer AS timer WHERE saga_id = %s AND fired_at IS NULL ORDER BY timer.due_at, id
 """
 
 _LOCKS: Final[LiteralString] = """

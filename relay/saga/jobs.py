@@ -23,6 +23,9 @@ TIMER_BUSY_S: Final = 0.1
 TIMER_BATCH: Final = 10
 """How many timers are fired in one transaction. Their sagas are locked so long, and replies to them wait."""
 
+BATCH_S: Final = 1.0
+"""After so long no further timer is fired in it: local steps may take their time, and what they take adds up."""
+
 FRESH_S: Final = 0.5
 """Timers that became due no longer ago than this come first: they can still be fired in time. Those of a crowd that is
 due at once are soon late, and what becomes due after them is not."""

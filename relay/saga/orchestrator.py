@@ -1,35 +1,35 @@
 """The orchestrator: runs sagas in its service's transactions. It holds no state; any instance handles any reply."""
 
+import asyncio
 import logging
 import random
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from relay.broker.properties import COMPENSATION
 from relay.errors import RelayError
-from relay.messaging import Incoming, Operation, Reply, Retry, Service, Transaction, Unprocessable
+from relay.messaging import Incoming, Operation, Reply, Service, Transaction, Unprocessable
 from relay.messaging.failures import described
 from relay.messaging.message import decode
 from relay.messaging.operation import ACTION
 from relay.messaging.outbox import require_transaction
-from relay.messaging.retry import CONFLICT_TRIES, Trouble, trouble
+from relay.messaging.retry import Trouble, trouble
 from relay.saga import jobs, locks, store, timers
 from relay.saga.definition import DefinitionError, Saga
 from relay.saga.description import fingerprint
 from relay.saga.record import Record
 from relay.saga.step import RemoteStep, S
-from relay.saga.stimulus import Aborted, Due, Held, Purpose, Replied, Started, Stimulus, Timer
+from relay.saga.stimulus import Aborted, Due, Held, Purpose, Replied, Stalled, Started, Stimulus, Timer
 from relay.saga.store import Stored
+from relay.saga.tally import Tally, UnknownSaga
 from relay.saga.timers import DueTimer
 from relay.saga.transition import UnexpectedReply
-from relay.saga.turn import Turn
-
-TIMER_RETRY: Final = Retry(backoff="1s..1m")
-"""How long a timer is put off when firing it has failed. There is no end to that: nothing else would wake the saga."""
+from relay.saga.turn import REASON_MAX_CHARS, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,10 @@ class NoSuchSaga(RelayError):
     """The service has no saga of that id."""
 
     hint = "`relay saga list` shows those of each database; their types have to be among the orchestrator's sagas."
+
+
+class AlwaysInterrupted(RelayError):
+    """Firing a timer was interrupted so often, by conflicts or lost connections, that it is not tried again."""
 
 
 class Orchestrator:
@@ -98,30 +102,36 @@ class Orchestrator:
         fresh_s: float | None = None,
         at: datetime | None = None,
     ) -> int:
-        """Fire up to `limit` timers that are due, the earliest first, in the caller's transaction; how many there were.
+        """Fire up to `limit` timers that are due, the earliest first, in the caller's transaction; how many were tried.
 
-        Each is fired as a whole or not at all: when the code of its saga raises, it is put off, and the others are
-        fired all the same. Timers of sagas that are busy are left for another time; with `fresh_s`, so are those that
-        became due longer ago than that. `at` is what counts as now. Raises NotInTransaction, and trouble with the
-        database.
+        Each is fired as a whole or not at all: when the code of its saga raises, it is put off, in the end its saga is
+        suspended, and the others are fired all the same. Timers of sagas that are busy are left for another time; so
+        are those that have not begun after BATCH_S, and with `fresh_s` those that became due longer ago than that.
+        `at` is what counts as now. Raises NotInTransaction, and trouble with the database.
         """
         require_transaction(conn)
         claimed = await timers.claim(conn, self._service.name, limit=limit, fresh_s=fresh_s, at=at)
         sagas: dict[UUID, Stored] = {}
-        settled = []
+        settled: list[int] = []
+        tried = 0
+        clock = asyncio.get_running_loop().time
+        until_s = clock() + jobs.BATCH_S
         for timer in claimed:
+            if tried and clock() > until_s:
+                break
             # Of two timers of one saga, the second meets the saga as the first has left it.
             stored = sagas.get(timer.saga_id, timer.saga)
+            tried += 1
             try:
                 sagas[timer.saga_id] = await self._fire(timer, stored, conn)
             except Exception as error:  # the code of a saga may raise anything
                 if trouble(error) is Trouble.AWAY and conn.closed:
                     raise
-                await self._put_off(timer, error, conn)
+                sagas[timer.saga_id] = await self._put_off(timer, stored, error, conn)
             else:
                 settled.append(timer.id)
         await timers.settle(conn, settled)
-        return len(claimed)
+        return tried
 
     async def _on_reply(self, incoming: Incoming, tx: Transaction) -> None:
         operation = Operation.parse(incoming.operation)
@@ -140,22 +150,55 @@ class Orchestrator:
         """Fire one timer, and say where that leaves its saga. Nothing is left of it when it raises."""
         saga = self._sagas.get(stored.type)
         if saga is None:
-            raise DefinitionError(f"saga {timer.saga_id} is a {stored.type}, which is not defined here")
-        due = Due(Timer(Purpose(timer.purpose), timer.step, timer.attempt))
+            raise UnknownSaga(f"saga {timer.saga_id} is a {stored.type}, which is not defined here")
+        if timer.tally.always_interrupted:
+            raise AlwaysInterrupted(f"{timer.tally.interruptions} conflicts or lost connections, one after the other")
         async with conn.transaction():
-            changed = await self._proceed(saga, timer.saga_id, stored, due, Transaction(conn))
+            changed = await self._proceed(saga, timer.saga_id, stored, Due(_timer(timer)), Transaction(conn))
         return stored if changed is None else changed
 
-    async def _put_off(self, timer: DueTimer, error: Exception, conn: AsyncConnection[TupleRow]) -> None:
-        delay_s = TIMER_RETRY.delay_s(timer.failures + 1) * self._chance.uniform(0.5, 1.0)
-        await timers.postpone(conn, timer.id, delay_s)
+    async def _put_off(
+        self, timer: DueTimer, stored: Stored, error: Exception, conn: AsyncConnection[TupleRow]
+    ) -> Stored:
+        """Have a timer that could not be fired tried again; or its saga suspended, when that was the last time."""
+        tally = timer.tally.after(error)
+        self._tell(timer, tally, error)
+        saga = self._sagas.get(stored.type)
+        if tally.spent and saga is not None:
+            try:
+                return await self._suspend(saga, timer, stored, tally, error, conn)
+            except psycopg.Error as refused:
+                # Not even that can be stored just now. The next try begins with what raises, and comes here again.
+                if conn.closed:
+                    raise
+                self._tell(timer, tally, refused)
+        await timers.put_off(conn, timer.id, tally, tally.delay_s(error) * self._chance.uniform(0.5, 1.0))
+        return stored
+
+    async def _suspend(
+        self,
+        saga: Saga[Any],
+        timer: DueTimer,
+        stored: Stored,
+        tally: Tally,
+        error: Exception,
+        conn: AsyncConnection[TupleRow],
+    ) -> Stored:
+        """Suspend a saga whose code raises on a timer. The timer is held until something else happens in the saga."""
+        stalled = Stalled(_timer(timer), described(error)[:REASON_MAX_CHARS])
+        async with conn.transaction():
+            await timers.put_off(conn, timer.id, tally, None)
+            changed = await self._proceed(saga, timer.saga_id, stored, stalled, Transaction(conn))
+        return stored if changed is None else changed
+
+    def _tell(self, timer: DueTimer, tally: Tally, error: Exception) -> None:
         # Code of the saga may ask for a lock that it never gets: that must not go on in silence.
-        fault = trouble(error) is not Trouble.CONFLICT or timer.failures >= CONFLICT_TRIES
+        news = tally.is_news(error)
         logger.log(
-            logging.ERROR if fault else logging.INFO,
+            logging.ERROR if news else logging.INFO,
             "saga %s %s: a timer (%s of step %s) could not be fired: %s",
             *(timer.saga.type, timer.saga_id, timer.purpose, timer.step, described(error)),
-            exc_info=error if fault else None,
+            exc_info=error if news else None,
             extra={"action": "timer_failed", "service": self._service.name, "saga_id": str(timer.saga_id)},
         )
 
@@ -176,7 +219,10 @@ class Orchestrator:
         change = await turn.take(stimulus)
         if change is None:
             return None
-        return await store.save(tx.connection, saga_id, self._service.name, stored, change)
+        saved = await store.save(tx.connection, saga_id, self._service.name, stored, change)
+        if stored.record.stalled and not saved.record.stalled:
+            await timers.release(tx.connection, self._service.name, saga_id)
+        return saved
 
     async def _lock(self, saga: Saga[S], saga_id: UUID, state: S, conn: AsyncConnection[TupleRow]) -> Stimulus:
         """Lock what the saga works on, where it says so; it is started, or has to wait."""
@@ -188,6 +234,10 @@ class Orchestrator:
         elif not await locks.take_or_queue(conn, resource, saga_id, self._service.name):
             return Held(state, resource)
         return Started(state)
+
+
+def _timer(timer: DueTimer) -> Timer:
+    return Timer(Purpose(timer.purpose), timer.step, timer.attempt)
 
 
 def _read(saga: Saga[Any], operation: Operation, incoming: Incoming) -> Replied:

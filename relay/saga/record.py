@@ -24,7 +24,8 @@ class Status(StrEnum):
     COMPLETED = "COMPLETED"
     COMPENSATED = "COMPENSATED"
     SUSPENDED = "SUSPENDED"
-    """A budget is spent, and only a person can help. It goes on if the reply that is missing arrives after all."""
+    """A budget is spent, and only a person can help. It goes on if the reply that is missing arrives after all; if its
+    code raised on a timer, with whatever happens in it next."""
 
 
 ENDED: Final = frozenset({Status.COMPLETED, Status.COMPENSATED})
@@ -87,7 +88,8 @@ class StepRecord:
 class Record:
     """A saga as its log tells it. `reason` says why it is compensated or suspended.
 
-    `resumes` is what a suspended saga was doing, and `because` why: it goes on with that if it can go on.
+    `resumes` is what a suspended saga was doing, and `because` why: it goes on with that if it can go on. `stalled`: it
+    is suspended because its code raised on a timer, which waits to be fired again.
     """
 
     status: Status = Status.RUNNING
@@ -96,6 +98,7 @@ class Record:
     reason: str | None = None
     resumes: Status | None = None
     because: str | None = None
+    stalled: bool = False
 
     @property
     def direction(self) -> Status:
@@ -113,11 +116,12 @@ class Record:
         return ", ".join(name for name, step in self.steps.items() if step.phase in UNDER_WAY) or None
 
     def progress(self) -> dict[str, JsonValue]:
-        """The steps and what is resumed, as JSON: what relay.saga.progress holds."""
+        """The steps and what is to go on, as JSON: what relay.saga.progress holds."""
         steps: dict[str, JsonValue] = {name: _as_json(step) for name, step in self.steps.items()}
         resumes: dict[str, JsonValue] = {} if self.resumes is None else {"resumes": self.resumes.value}
         because: dict[str, JsonValue] = {} if self.because is None else {"because": self.because}
-        return {"steps": steps, **resumes, **because}
+        stalled: dict[str, JsonValue] = {"stalled": True} if self.stalled else {}
+        return {"steps": steps, **resumes, **because, **stalled}
 
     @classmethod
     def of(cls, status: str, state: Data, progress: Data, reason: str | None) -> "Record":
@@ -131,6 +135,7 @@ class Record:
             reason,
             None if resumes is None else Status(str(resumes)),
             cast("str | None", progress.get("because")),
+            cast(bool, progress.get("stalled", False)),
         )
 
 
@@ -138,6 +143,8 @@ def evolve(record: Record, event: LogEvent) -> Record:
     """The saga after an event."""
     if "state" in event.detail:
         record = replace(record, state=cast(Data, event.detail["state"]))
+    if record.stalled and event.what not in (Happened.SAGA_SUSPENDED, Happened.OPERATOR_ACTION):
+        record = _try_again(record)
     match event.what:
         case Happened.SAGA_WAITING:
             return replace(record, status=Status.WAITING)
@@ -150,7 +157,7 @@ def evolve(record: Record, event: LogEvent) -> Record:
         case Happened.SAGA_TIMED_OUT | Happened.SAGA_ABORTED:
             return _turn_back(record, event.reason)
         case Happened.SAGA_SUSPENDED:
-            return _suspend(record, event.reason)
+            return replace(_suspend(record, event.reason), stalled=record.stalled or "timer" in event.detail)
         case Happened.OPERATOR_ACTION:
             return record
     return _evolve_step(record, event)
@@ -238,9 +245,22 @@ def _suspend(record: Record, reason: str | None) -> Record:
 
 
 def _resume(record: Record) -> Record:
-    """Go on, unless another step is stuck too."""
-    stuck = [step for step in record.steps.values() if step.phase in (Phase.STUCK, Phase.UNDO_STUCK)]
-    if len(stuck) > 1 or record.status is not Status.SUSPENDED:
+    """One that is stuck is no more: go on, unless another step is stuck too."""
+    return record if _stuck(record) > 1 else _go_on(record)
+
+
+def _try_again(record: Record) -> Record:
+    """Something has happened since the code of the saga raised: go on, unless a step is stuck."""
+    record = replace(record, stalled=False)
+    return record if _stuck(record) else _go_on(record)
+
+
+def _stuck(record: Record) -> int:
+    return sum(step.phase in (Phase.STUCK, Phase.UNDO_STUCK) for step in record.steps.values())
+
+
+def _go_on(record: Record) -> Record:
+    if record.status is not Status.SUSPENDED:
         return record
     return replace(record, status=record.direction, resumes=None, reason=record.because, because=None)
 

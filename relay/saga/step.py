@@ -30,6 +30,10 @@ COMPENSATION_RETRY: Final = Retry(attempts=20, backoff="1s..5m")
 TIMEOUT: Final = "1m"
 """How long a command waits for its reply, unless its step says otherwise."""
 
+LOCAL_TIMEOUT: Final = "10s"
+"""How long a local step may take, unless it says otherwise. Its saga is locked so long; and it has to be less than what
+PostgreSQL bears of an idle transaction (`idle_in_transaction_session_timeout`), which ends the whole connection."""
+
 BUILT_IN: Final[Mapping[str, type[Reply]]] = {
     type_of(reply): reply for reply in (Done, Compensated, OperationCancelled)
 }
@@ -54,8 +58,8 @@ class Declaring(Protocol):
     def name_alternative(self, step: "RemoteStep[Any]") -> None: ...
 
 
-class LocalOptions(TypedDict, total=False):
-    """How a step is tried and undone."""
+class Options(TypedDict, total=False):
+    """How a step is tried and undone, wherever its work is done."""
 
     retry: Retry
     """The budget of the action."""
@@ -67,7 +71,14 @@ class LocalOptions(TypedDict, total=False):
     """It changes nothing, so there is nothing to undo."""
 
 
-class RemoteOptions(LocalOptions, total=False):
+class LocalOptions(Options, total=False):
+    """How a local step is tried and undone."""
+
+    timeout: str
+    """How long its function may take, and the one that undoes it, like "10s". Then it is cancelled, and has failed."""
+
+
+class RemoteOptions(Options, total=False):
     """How a remote step is tried and undone."""
 
     timeout: str
@@ -77,9 +88,10 @@ class RemoteOptions(LocalOptions, total=False):
 class _Step(Generic[S]):
     """What all steps have. `principal` is the step itself, or the one that it is an alternative of."""
 
-    def __init__(self, saga: Declaring, name: str, options: LocalOptions) -> None:
+    def __init__(self, saga: Declaring, name: str, options: Options, timeout: str) -> None:
         self._saga = saga
         self.name = name
+        self.timeout_s = _timeout_s(saga, name, timeout)
         self.retry = options.get("retry", RETRY)
         self.compensation_retry = options.get("compensation_retry", COMPENSATION_RETRY)
         self.transient = options.get("transient", ())
@@ -96,7 +108,7 @@ class LocalStep(_Step[S]):
     """A step in the database of the saga's owner, in the same transaction as the saga's state."""
 
     def __init__(self, saga: Declaring, action: Action[S], options: LocalOptions) -> None:
-        super().__init__(saga, action.__name__, options)
+        super().__init__(saga, action.__name__, options, options.get("timeout", LOCAL_TIMEOUT))
         self.action = action
         self.compensation: Action[S] | None = None
 
@@ -125,10 +137,9 @@ class RemoteStep(_Step[S]):
         options: RemoteOptions,
         principal: "RemoteStep[S] | None" = None,
     ) -> None:
-        super().__init__(saga, request.__name__, options)
+        super().__init__(saga, request.__name__, options, options.get("timeout", TIMEOUT))
         self.request = request
         self.to = to
-        self.timeout_s = _timeout_s(saga, self.name, options.get("timeout", TIMEOUT))
         self.compensation: Request[S] | None = None
         self.alternatives: list[RemoteStep[S]] = []
         self.command_type = command_type(request)
@@ -226,7 +237,7 @@ def _timeout_s(saga: Declaring, name: str, text: str) -> float:
     except ValueError as error:
         saga.refuse(f"its timeout is {text!r}, and {error}", name)
     if not timeout_s:
-        saga.refuse("its timeout is 0: no reply can be that quick", name)
+        saga.refuse("its timeout is 0: nothing can be that quick", name)
     return timeout_s
 
 

@@ -105,13 +105,21 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
+class Stalled:
+    """The time of a timer has come again and again, and each time code of the saga raised that is no step's attempt."""
+
+    timer: Timer
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Aborted:
     """Somebody wants the saga to be undone."""
 
     reason: str
 
 
-Stimulus: TypeAlias = Started | Held | Acted | ActionFailed | Undone | UndoFailed | Replied | Due | Aborted
+Stimulus: TypeAlias = Started | Held | Acted | ActionFailed | Undone | UndoFailed | Replied | Due | Stalled | Aborted
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""The rows of relay.saga_timer: what is to happen in a saga at a certain time, unless it has gone on by then."""
+"""The rows of relay.saga_timer: what is to happen in a saga at a certain time, unless it has gone on by then.
+
+A timer that is due at infinity is held: its saga is suspended, because it could not be fired.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import scalar_row, tuple_row
 
 from relay.saga.store import Stored
+from relay.saga.tally import Tally
 
 SWEEP_TIMERS: Final = 1_000
 """How many timers, the earliest due, are looked at at once for those whose saga has ended."""
@@ -26,7 +30,7 @@ RETENTION_DAYS: Final = 7
 # Timer and saga are claimed together, and what is not free at once is left for the next time: a busy saga is never
 # waited for, so nothing can wait in a circle. `statement_timestamp` stays the same in a statement: the index helps.
 _CLAIM: Final[LiteralString] = """
-    SELECT timer.id, timer.saga_id, timer.purpose, timer.step, timer.attempt, timer.failures,
+    SELECT timer.id, timer.saga_id, timer.purpose, timer.step, timer.attempt, timer.failures, timer.interruptions,
            saga.type, saga.definition, saga.events, saga.status, saga.state, saga.progress, saga.reason
     FROM relay.saga_timer AS timer JOIN relay.saga AS saga ON saga.id = timer.saga_id
     WHERE timer.service = %(service)s AND timer.fired_at IS NULL
@@ -37,9 +41,15 @@ _CLAIM: Final[LiteralString] = """
 
 _SETTLE: Final[LiteralString] = "UPDATE relay.saga_timer SET fired_at = clock_timestamp() WHERE id = ANY(%s)"
 
-_POSTPONE: Final[LiteralString] = """
-    UPDATE relay.saga_timer SET failures = failures + 1, due_at = clock_timestamp() + %s * interval '1 second'
+_PUT_OFF: Final[LiteralString] = """
+    UPDATE relay.saga_timer SET failures = %s, interruptions = %s,
+        due_at = coalesce(clock_timestamp() + %s::float8 * interval '1 second', 'infinity')
     WHERE id = %s
+"""
+
+_RELEASE: Final[LiteralString] = """
+    UPDATE relay.saga_timer SET interruptions = 0, due_at = clock_timestamp()
+    WHERE service = %s AND saga_id = %s AND fired_at IS NULL AND due_at = 'infinity'
 """
 
 _SPREAD: Final[LiteralString] = """
@@ -48,8 +58,8 @@ _SPREAD: Final[LiteralString] = """
         WHERE service = %s AND fired_at IS NULL AND due_at <= statement_timestamp()
         ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
     )
-    UPDATE relay.saga_timer AS timer SET failures = timer.failures + 1,
-        due_at = clock_timestamp() + random() * least(2.0 ^ least(timer.failures, 10), %s) * interval '1 second'
+    UPDATE relay.saga_timer AS timer SET interruptions = timer.interruptions + 1,
+        due_at = clock_timestamp() + random() * least(2.0 ^ least(timer.interruptions, 10), %s) * interval '1 second'
     FROM suspect WHERE timer.id = suspect.id
 """
 
@@ -69,7 +79,7 @@ _SWEEP: Final[LiteralString] = """
 
 _NEXT: Final[LiteralString] = """
     SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 FROM relay.saga_timer
-    WHERE service = %s AND fired_at IS NULL
+    WHERE service = %s AND fired_at IS NULL AND due_at < 'infinity'
 """
 
 _PRUNE: Final[LiteralString] = """
@@ -88,14 +98,15 @@ class DueTimer:
     purpose: str
     step: str | None
     attempt: int | None
-    failures: int
+    tally: Tally
     saga: Stored
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> Self:
         """Read a row of the timer's columns and the saga's."""
-        timer_id, saga_id, purpose, step, attempt, failures, *saga = row
-        return cls(timer_id, saga_id, purpose, step, attempt, failures, Stored.of(tuple(saga)))
+        timer_id, saga_id, purpose, step, attempt, failures, interruptions, *saga = row
+        tally = Tally(failures, interruptions)
+        return cls(timer_id, saga_id, purpose, step, attempt, tally, Stored.of(tuple(saga)))
 
 
 async def claim(
@@ -122,9 +133,14 @@ async def settle(conn: AsyncConnection[Any], timer_ids: Collection[int]) -> None
         await conn.execute(_SETTLE, (list(timer_ids),))
 
 
-async def postpone(conn: AsyncConnection[Any], timer_id: int, delay_s: float) -> None:
-    """Firing it has failed: let it be due again after a while."""
-    await conn.execute(_POSTPONE, (delay_s, timer_id))
+async def put_off(conn: AsyncConnection[Any], timer_id: int, tally: Tally, delay_s: float | None) -> None:
+    """Firing it has failed so often: let it be due again after a while; None holds it, until it is released."""
+    await conn.execute(_PUT_OFF, (tally.failures, tally.interruptions, delay_s, timer_id))
+
+
+async def release(conn: AsyncConnection[Any], service: str, saga_id: UUID) -> None:
+    """Something has happened in the saga: let the timers that are held be due now. Each is tried once more."""
+    await conn.execute(_RELEASE, (service, saga_id))
 
 
 async def spread(conn: AsyncConnection[Any], service: str, limit: int) -> None:

@@ -5,8 +5,10 @@ what is undone, how it ends. `record.evolve` says what an event makes of the sag
 it. Doing it is the orchestrator's part; it comes back with the next stimulus.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
+from typing import Final
 
 from pydantic import BaseModel, JsonValue
 
@@ -25,6 +27,7 @@ from relay.saga.stimulus import (
     Held,
     Purpose,
     Replied,
+    Stalled,
     Started,
     Stimulus,
     Timer,
@@ -34,6 +37,17 @@ from relay.saga.stimulus import (
 from relay.saga.task import load
 
 Events = tuple[LogEvent, ...]
+
+_TIMES: Final[Mapping[Purpose, str]] = {
+    Purpose.TIMEOUT: "the timeout of {step}",
+    Purpose.RETRY: "the next attempt of {step}",
+    Purpose.UNDO_TIMEOUT: "the timeout of undoing {step}",
+    Purpose.UNDO_RETRY: "the next attempt to undo {step}",
+    Purpose.SAGA_TIMEOUT: "the timeout of the saga",
+    Purpose.LOCK: "the beginning of the saga",
+    Purpose.LOCK_TIMEOUT: "the timeout of the lock",
+}
+"""What a timer is the time of, in a reason."""
 
 
 class UnexpectedReply(Unprocessable):
@@ -76,6 +90,8 @@ def _facts(saga: Saga[S], record: Record, stimulus: Stimulus) -> Events:
             return (LogEvent(Happened.SAGA_ABORTED, reason=reason),)
         case Due(timer):
             return _due(saga, record, timer)
+        case Stalled(timer, reason):
+            return (_stalled(timer, reason),)
         case Acted(step) | ActionFailed(step) | Undone(step) | UndoFailed(step) | Replied(step):
             found, stands = saga.find(step), record.steps.get(step)
             return () if found is None or stands is None else _of_step(saga, record, found, stands, stimulus)
@@ -153,9 +169,9 @@ def _compensation_replied(step: Step[S], stands: StepRecord, reply: Reply, attem
 
 def _due(saga: Saga[S], record: Record, timer: Timer) -> Events:
     match timer.purpose:
-        case Purpose.LOCK if record.status is Status.WAITING:
+        case Purpose.LOCK if record.direction is Status.WAITING:
             return (LogEvent(Happened.SAGA_STARTED),)
-        case Purpose.LOCK_TIMEOUT if record.status is Status.WAITING:
+        case Purpose.LOCK_TIMEOUT if record.direction is Status.WAITING:
             reason = f"what it works on was not free within {saga.lock_timeout_s:g} s"
             return (LogEvent(Happened.SAGA_TIMED_OUT, reason=reason),)
         # A definition may have lost its timeout since the saga started.
@@ -174,6 +190,12 @@ def _due(saga: Saga[S], record: Record, timer: Timer) -> Events:
         case Purpose.UNDO_RETRY, Phase.UNDO_RETRYING if timer.attempt == stands.undo_attempt:
             return (LogEvent(Happened.STEP_COMPENSATING, step.name, stands.undo_attempt + 1),)
     return ()
+
+
+def _stalled(timer: Timer, reason: str) -> LogEvent:
+    at = _TIMES[timer.purpose].format(step=timer.step)
+    detail: Data = {"timer": timer.purpose.value}
+    return LogEvent(Happened.SAGA_SUSPENDED, timer.step, timer.attempt, f"at {at}: {reason}", detail)
 
 
 def _timed_out(saga: Saga[S], record: Record, step: RemoteStep[S], stands: StepRecord) -> Events:

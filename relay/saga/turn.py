@@ -17,6 +17,7 @@ from relay.messaging.failures import described
 from relay.messaging.message import type_of
 from relay.messaging.operation import ACTION
 from relay.messaging.retry import Trouble, trouble
+from relay.saga.deadline import Deadline
 from relay.saga.definition import Saga
 from relay.saga.log import Happened, LogEvent
 from relay.saga.record import Phase, Record, evolve
@@ -118,7 +119,7 @@ class Turn(Generic[S]):
     async def _act(self, step: LocalStep[S]) -> Stimulus:
         state = load(self._saga, self._record)
         try:
-            failure = await self._attempt(step.action, state)
+            failure = await self._attempt(step.action, state, step.timeout_s)
         except Exception as error:  # the code of a saga may raise anything
             return ActionFailed(step.name, self._excuse(step, error))
         return Acted(step.name, state) if failure is None else ActionFailed(step.name, type_of(failure), failure)
@@ -128,20 +129,24 @@ class Turn(Generic[S]):
         if step.compensation is None:
             return Undone(step.name, state)
         try:
-            failure = await self._attempt(step.compensation, state)
+            failure = await self._attempt(step.compensation, state, step.timeout_s)
         except Exception as error:  # the code of a saga may raise anything
             return UndoFailed(step.name, self._excuse(step, error))
         return Undone(step.name, state) if failure is None else UndoFailed(step.name, type_of(failure))
 
-    async def _attempt(self, action: Action[S], state: S) -> Failure | None:
-        """Run code of the saga in a savepoint: what it wrote is undone if it returns a Failure, or raises."""
+    async def _attempt(self, action: Action[S], state: S, timeout_s: float) -> Failure | None:
+        """Run code of the saga in a savepoint: what it wrote is undone if it returns a Failure, or raises.
+
+        Raises TookTooLong when it is not done in time.
+        """
         conn = self._tx.connection
         if conn.info.transaction_status == TransactionStatus.IDLE:
             # The caller's transaction begins with its first statement, and a savepoint outside of it would be a
             # transaction of its own.
             await conn.execute("SELECT")
         async with conn.transaction() as savepoint:
-            failure = await uncancelled(action(state, self._tx))
+            async with Deadline(timeout_s):
+                failure = await uncancelled(action(state, self._tx))
             self._tx.require_alive()
             if failure is not None:
                 raise Rollback(savepoint)

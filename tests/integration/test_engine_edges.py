@@ -180,7 +180,7 @@ async def test_a_local_step_that_breaks_its_connection_does_not_hold_up_the_time
     async with pool_of(database.role_dsn("orders")) as pool:
         firing = asyncio.create_task(keep("travel", "timers", job.run, pool))
         await eventually(lambda: status_of(database, waiting) == "RUNNING")
-        await eventually(lambda: database.value("SELECT max(failures) FROM relay.saga_timer") != 0)
+        await eventually(lambda: database.value("SELECT max(interruptions) FROM relay.saga_timer") != 0)
         await end(firing)
 
     assert status_of(database, killer) == "WAITING"

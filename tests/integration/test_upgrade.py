@@ -1,6 +1,7 @@
 """A database from before the saga engine: its sagas go on, and its services keep what they need."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -89,17 +90,30 @@ UNDONE: Events = [
 ]
 
 
+MigratedBefore = Callable[[str], Database]
+
+
 @pytest.fixture
-def old(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
+def migrated_before(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MigratedBefore:
+    """A database with a service, as it was before the migration of that number."""
+
+    def migrated(number: str) -> Database:
+        database.query("DROP SCHEMA relay CASCADE")
+        for path in sql_folder().glob("*.sql"):
+            if path.name < number:
+                shutil.copy(path, tmp_path)
+        with monkeypatch.context() as before:
+            before.setattr(schema, "sql_folder", lambda: tmp_path)
+            migrate(database.dsn, service_role="orders")
+        return database
+
+    return migrated
+
+
+@pytest.fixture
+def old(migrated_before: MigratedBefore) -> Database:
     """A database that was migrated before there was the engine, and has a service."""
-    database.query("DROP SCHEMA relay CASCADE")
-    for path in sql_folder().glob("*.sql"):
-        if path.name < BEFORE:
-            shutil.copy(path, tmp_path)
-    with monkeypatch.context() as before:
-        before.setattr(schema, "sql_folder", lambda: tmp_path)
-        migrate(database.dsn, service_role="orders")
-    return database
+    return migrated_before(BEFORE)
 
 
 def given_a_saga(database: Database, status: str, step: str | None, events: Events) -> UUID:
@@ -146,3 +160,17 @@ async def test_a_service_has_the_rights_that_it_needs_now(old: Database) -> None
     migrate(old.dsn)
     assert old.value(granted, "orders") is True
     assert old.value(granted, "customers") is False
+
+
+def test_a_timer_that_could_not_be_fired_for_days_is_given_its_budget(migrated_before: MigratedBefore) -> None:
+    """Until then there was no end to it, and conflicts counted like what raises."""
+    database = migrated_before("0012")
+    database.query(
+        "INSERT INTO relay.saga_timer (service, saga_id, purpose, due_at, failures, fired_at) VALUES"
+        " ('travel', gen_random_uuid(), 'retry', now(), 1500, NULL),"
+        " ('travel', gen_random_uuid(), 'retry', now(), 2, now())"
+    )
+
+    migrate(database.dsn)
+
+    assert database.query("SELECT failures, interruptions FROM relay.saga_timer ORDER BY id") == [(0, 0), (2, 0)]

@@ -82,6 +82,10 @@ class Databases:
             self._templates[folders] = template.name
         return self._create(self._templates[folders])
 
+    def create_empty(self) -> Database:
+        """A database without the relay's schema."""
+        return self._create("template1")
+
     def _create(self, template: str) -> Database:
         name = f"{self._prefix}{next(_NUMBERS)}"
         with psycopg.connect(self._server.dsn, autocommit=True) as connection:

@@ -22,6 +22,7 @@ from relay.saga.stimulus import (
     Replied,
     Send,
     SetTimer,
+    Stalled,
     Started,
     Stimulus,
     Timer,
@@ -174,17 +175,28 @@ class Runner:
         self.record = Record()
         self.log: list[LogEvent] = []
         self.timers: list[Timer] = []
+        self.held: list[Timer] = []
+        """Those on which the code of the saga raises: they are set again when anything else happens."""
         self._tasks: deque[Any] = deque()
 
     def feed(self, stimulus: Stimulus) -> tuple[LogEvent, ...]:
-        known = len(self.log)
+        known, stalled = len(self.log), self.record.stalled
         self._decide(stimulus)
         while self._tasks:
             came_of_it = self._do(self._tasks.popleft())
             if came_of_it is not None:
                 self._decide(came_of_it)
+        if isinstance(stimulus, Stalled):
+            self.held.append(stimulus.timer)
+        if stalled and not self.record.stalled:
+            self.release()
         self.check()
         return tuple(self.log[known:])
+
+    def release(self) -> None:
+        """What is held is due again."""
+        self.timers += [timer for timer in self.held if timer not in self.timers]
+        self.held = []
 
     def _decide(self, stimulus: Stimulus) -> None:
         before = self.record
@@ -220,13 +232,16 @@ class Runner:
     def check(self) -> None:
         record = self.record
         assert Record.of(record.status.value, record.state, record.progress(), record.reason) == record
-        then_somebody_is_waited_for(self.saga, record, self.timers)
+        then_somebody_is_waited_for(self.saga, record, self.timers + self.held)
         then_budgets_are_kept(self.saga, record)
         then_nothing_starts_after_turning_back(self.log)
         then_nothing_is_undone_beyond_the_pivot(self.saga, self.log)
         if record.status is Status.SUSPENDED:
             assert record.reason
-            assert any(step.phase in (Phase.STUCK, Phase.UNDO_STUCK) for step in record.steps.values())
+            stuck = any(step.phase in (Phase.STUCK, Phase.UNDO_STUCK) for step in record.steps.values())
+            assert stuck or record.stalled
+        assert record.stalled == bool(self.held)
+        assert record.status is Status.SUSPENDED or not record.stalled
         if record.status is Status.COMPENSATED:
             assert record.reason
         if record.status is Status.COMPLETED:
@@ -397,7 +412,9 @@ class World(Runner):
                 self.feed(what)
             case "timer":
                 self.timers.remove(what)
-                self.feed(Due(what))
+                # Code raises only where there is something to do: a stale timer runs none.
+                raises = again and decide(self.saga, self.record, Due(what)) != ()
+                self.feed(Stalled(what, "ValueError: no") if raises else Due(what))
         return True
 
     def finish(self) -> bool:
@@ -412,7 +429,11 @@ class World(Runner):
         return True
 
     def _help(self) -> bool:
-        """The participant of a step that is stuck does at last what it was asked for, and says so."""
+        """The participant of a step that is stuck does at last what it was asked for, and says so; code is mended."""
+        if self.held:
+            self.feed(Due(self.held.pop(0)))
+            assert not self.record.stalled
+            return True
         for name, stands in self.record.steps.items():
             step = self.saga.find(name)
             assert step is not None

@@ -29,7 +29,7 @@ SHEET = Sheet(
     **{field.name: getattr(ENTRY, field.name) for field in fields(ENTRY)},
     definition="f00d",
     steps=[StepLine("create", "DONE", 1, 0)],
-    timers=[Timer("timeout", "reserve_credit", 2, NOON, 29.96, 0)],
+    timers=[Timer("timeout", "reserve_credit", 2, NOON, 29.96, 0, 0)],
     locks=[Lock("order/7", True, NOON, ID, 0), Lock("order/8", False, None, "another", 2)],
     state={"order_id": 7},
     timeline=[Event(1, NOON, 0.0, "SagaStarted", None, None, None, None, {})],
@@ -165,8 +165,8 @@ class TestShow:
                 ]
             ),
             "STEP    PHASE  ATTEMPT  UNDO ATTEMPT\ncreate  DONE   1        -",
-            "TIMER    STEP            ATTEMPT  DUE                       IN S  FAILURES\n"
-            "timeout  reserve_credit  2        2026-06-01T12:00:00.000Z  30.0  0",
+            "TIMER    STEP            ATTEMPT  DUE                       IN S  FAILURES  INTERRUPTIONS\n"
+            "timeout  reserve_credit  2        2026-06-01T12:00:00.000Z  30.0  0         0",
             f"LOCK     SINCE                     HOLDER{' ' * 32}AHEAD\n"
             f"order/7  2026-06-01T12:00:00.000Z  {ID}  0\n"
             f"order/8  waits                     another{' ' * 31}2",
@@ -174,6 +174,11 @@ class TestShow:
             "TIME                      OFFSET S  EVENT        STEP  ATTEMPT  REASON\n"
             "2026-06-01T12:00:00.000Z  0.000     SagaStarted  -     -        -",
         ]
+
+    def test_a_timer_that_could_not_be_fired_is_held(self) -> None:
+        held = replace(SHEET, timers=[Timer("retry", "reserve_credit", 2, None, None, 20, 1)])
+        (timers,) = (part for part in showing.render("orders", held).split("\n\n") if part.startswith("TIMER"))
+        assert timers.splitlines()[1].split() == ["retry", "reserve_credit", "2", "held", "-", "20", "1"]
 
     def test_a_saga_without_any_is_told_without_them(self) -> None:
         bare = replace(SHEET, steps=[], timers=[], locks=[], timeline=[])

@@ -9,14 +9,27 @@ import pytest
 from pydantic import BaseModel
 
 from relay.broker import properties
+from relay.duration import seconds
 from relay.messaging import Command, Done, Failure, Reply, Retry, Transaction
 from relay.saga import DefinitionError, Saga, Status
+from relay.saga.deadline import AGAIN_S
 from relay.saga.definition import LOCK_TIMEOUT
 from relay.saga.description import describe, fingerprint
 from relay.saga.log import Happened
 from relay.saga.record import Record, Then, evolve
-from relay.saga.step import BUILT_IN, COMPENSATION_RETRY, RETRY, TIMEOUT, LocalStep, Nature, RemoteOptions
+from relay.saga.step import (
+    BUILT_IN,
+    COMPENSATION_RETRY,
+    LOCAL_TIMEOUT,
+    RETRY,
+    TIMEOUT,
+    LocalOptions,
+    LocalStep,
+    Nature,
+    RemoteOptions,
+)
 from relay.saga.stimulus import Acted, ActionFailed, Due, Purpose, Replied, Started, Stimulus, Timer
+from relay.saga.tally import INTERRUPTION_RETRY, TIMER_RETRY
 from relay.saga.timers import RETENTION_DAYS
 from relay.saga.transition import decide
 from tests.support.snippets import DOCS, python_of
@@ -70,7 +83,8 @@ class TestTables:
     def test_every_option_of_a_step_is_told_with_its_default(self) -> None:
         told = {code(row[0])[0]: row[1] for row in table(SAGAS, "of a step")}
         assert set(told) == {*get_type_hints(RemoteOptions), "to", "pivot", "when"}
-        assert told["timeout"] == f'`"{TIMEOUT}"`'
+        assert set(get_type_hints(LocalOptions)) == set(get_type_hints(RemoteOptions))
+        assert told["timeout"] == f'`"{TIMEOUT}"`; local `"{LOCAL_TIMEOUT}"`'
         assert told["retry"] == f'`Retry(attempts={RETRY.attempts}, backoff="{RETRY.backoff}")`'
         expected = f'`Retry(attempts={COMPENSATION_RETRY.attempts}, backoff="{COMPENSATION_RETRY.backoff}")`'
         assert told["compensation_retry"] == expected
@@ -79,6 +93,18 @@ class TestTables:
         waits_s = sum(RETRY.delay_s(attempt) for attempt in range(1, RETRY.attempts))
         assert round(waits_s / 60) == 2, "the text says: two minutes of waits at most"
         assert f"are kept for {RETENTION_DAYS} days" in SAGAS
+        assert f"{seconds(LOCAL_TIMEOUT):g} s unless it says otherwise" in SAGAS
+        assert f"cancelled again every {AGAIN_S:g} s" in " ".join(SAGAS.split())
+        assert (TIMER_RETRY.attempts, TIMER_RETRY.backoff) == (20, "1s..5m"), "tried 20 times in all, ..."
+        assert (INTERRUPTION_RETRY.attempts, INTERRUPTION_RETRY.backoff) == (100, "1s..1m"), (
+            "only after 100 of them, ..."
+        )
+        assert f"tried {TIMER_RETRY.attempts} times in all" in SAGAS
+        assert f"only after {INTERRUPTION_RETRY.attempts} of them" in SAGAS
+
+    def test_every_timer_is_told(self) -> None:
+        (row,) = (row for row in table(SAGAS, "key of `detail`") if code(row[0]) == ["timer"])
+        assert set(code(row[1])) - {"step", "attempt"} == {purpose.value for purpose in Purpose}
 
     def test_the_built_in_replies_are_told(self) -> None:
         assert first_codes(PARTICIPANTS, "type") == [name for name in BUILT_IN if name]

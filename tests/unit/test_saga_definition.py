@@ -283,6 +283,14 @@ def a_timeout_of_nothing(trip: Saga[State]) -> None:
     trip.step(to="hotel", timeout="0s")(ask)
 
 
+def a_local_timeout_that_is_none(trip: Saga[State]) -> None:
+    trip.local(timeout="soon")(work)
+
+
+def a_local_timeout_of_nothing(trip: Saga[State]) -> None:
+    trip.local(timeout="0s")(work)
+
+
 def named(name: str, function: Any) -> Any:
     def copy(state: State) -> Ask:
         return function(state)
@@ -329,6 +337,8 @@ REFUSED: dict[Build, str] = {
     a_group_within_a_group: "saga trip: a parallel group within another one",
     a_timeout_that_is_none: "saga trip, step ask: its timeout is 'soon'",
     a_timeout_of_nothing: "saga trip, step ask: its timeout is 0",
+    a_local_timeout_that_is_none: "saga trip, step work: its timeout is 'soon'",
+    a_local_timeout_of_nothing: "saga trip, step work: its timeout is 0",
 }
 
 
@@ -393,6 +403,12 @@ def test_without_a_pivot_everything_can_be_undone(trip: Saga[State]) -> None:
     trip.seal()
     assert trip.pivot_stage is None
     assert trip.nature(last) is Nature.COMPENSABLE
+
+
+def test_every_step_has_a_timeout_a_remote_one_a_longer_one(trip: Saga[State]) -> None:
+    """A local step has its saga locked meanwhile. PostgreSQL is told to bear idle transactions for a minute."""
+    assert (trip.step(to="hotel")(ask).timeout_s, trip.local()(work).timeout_s) == (60, 10)
+    assert trip.local(timeout="90s")(more_work).timeout_s == 90
 
 
 def test_steps_after_the_pivot_are_retriable(trip: Saga[State]) -> None:

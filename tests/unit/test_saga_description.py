@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from relay.messaging import Command, Failure, Reply, Retry
 from relay.saga.definition import Saga
 from relay.saga.description import describe, fingerprint
+from relay.saga.step import LOCAL_TIMEOUT
 
 
 class State(BaseModel):
@@ -70,7 +71,8 @@ def define(name: str = "trip", state: Any = State, /, **said: Any) -> Saga[Any]:
     ask.__annotations__ = {"return": option("command", Ask)}
     take_back.__annotations__ = {"return": option("undo_command", Ask)}
     strike.__name__ = option("strike", "strike")
-    noted = saga.local(when=option("when"), readonly=option("readonly", False))(note)
+    local_timeout = {"timeout": option("local_timeout")} if option("local_timeout") else {}
+    noted = saga.local(when=option("when"), readonly=option("readonly", False), **local_timeout)(note)
     if not noted.readonly:
         noted.compensate(strike)
     step: Any = saga.step(
@@ -101,6 +103,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "name of a compensation": {"strike": "erase"},
     "addressee": {"to": "inn"},
     "timeout": {"timeout": "2m"},
+    "timeout of a local step": {"local_timeout": "2m"},
     "attempts": {"retry": Retry(attempts=3)},
     "backoff": {"retry": Retry(attempts=2, backoff="2s..5m")},
     "budget of a compensation": {"compensation_retry": Retry(attempts=3)},
@@ -136,6 +139,16 @@ def test_the_same_definition_has_the_same_hash() -> None:
 def test_saying_what_is_so_anyway_changes_nothing() -> None:
     """The last step is the pivot with and without a word about it."""
     assert fingerprint(define(pivot=True)) == fingerprint(define())
+
+
+def test_saying_that_a_local_step_has_the_time_it_has_anyway_changes_nothing() -> None:
+    """Nor did it change the hashes of sagas that began before local steps had a timeout at all."""
+    assert fingerprint(define(local_timeout=LOCAL_TIMEOUT)) == fingerprint(define())
+    stages = describe(define())["stages"]
+    assert isinstance(stages, list)
+    local = [step for stage in stages if isinstance(stage, list) for step in stage if "to" not in step]
+    assert len(local) == 2
+    assert all("timeout_s" not in step for step in local)
 
 
 def test_another_process_finds_the_same_hash() -> None:

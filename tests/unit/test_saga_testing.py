@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from relay.messaging import Command, Failure, Reply, Retry, Transaction
-from relay.saga import Saga, Status
+from relay.saga import Saga, Status, TookTooLong
 from relay.saga.testing import FakeClock, Scenario, given
 from tests.support.snippets import fenced, python_of
 
@@ -172,6 +172,12 @@ def test_a_local_step_that_raises_some_times() -> None:
 def test_a_local_step_that_always_raises() -> None:
     story = order().fails("approve", ValueError("no")).expect_command(ReserveCredit).reply(CreditReserved())
     story.after("1s").expect_command(ReleaseCredit).reply().expect_compensated(reason="ValueError: no")
+
+
+def test_a_local_step_that_takes_too_long() -> None:
+    story = order().fails("approve", TookTooLong(10)).expect_command(ReserveCredit).reply(CreditReserved())
+    story.after("1s").expect_command(ReleaseCredit).reply()
+    story.expect_compensated(reason="TookTooLong: not done within 10 s")
 
 
 def test_whoever_starts_a_saga_gets_what_its_first_steps_raise() -> None:

@@ -18,6 +18,7 @@ from relay.saga.stimulus import (
     Purpose,
     Replied,
     Send,
+    Stalled,
     Started,
     Stimulus,
     Timer,
@@ -109,6 +110,13 @@ class Run(Runner):
         timer = Timer(purpose, step, None if step is None else attempt)
         assert timer in self.timers
         self.feed(Due(timer))
+        return self
+
+    def stall(self, purpose: Purpose, step: str | None = None, attempt: int | None = 1) -> "Run":
+        """The code of the saga raises on this timer until the budget is spent."""
+        timer = Timer(purpose, step, None if step is None else attempt)
+        assert timer in self.timers
+        self.feed(Stalled(timer, "ValueError: no"))
         return self
 
     @property
@@ -578,3 +586,100 @@ def test_what_is_done_need_not_be_said_twice() -> None:
     assert run.record.progress() == {
         "steps": {"create": {"phase": "DONE", "attempt": 1}, "credit": {"phase": "STARTED", "attempt": 1}}
     }
+
+
+def test_code_that_raises_on_a_timer_until_its_budget_is_spent_suspends_the_saga_with_the_reason() -> None:
+    run = order().start().reply("credit", Busy()).stall(Purpose.RETRY, "credit")
+    assert (run.status, run.record.stalled) == (Status.SUSPENDED, True)
+    assert run.record.reason == "at the next attempt of credit: ValueError: no"
+    assert run.happened[-1] == "SagaSuspended credit"
+    assert (run.log[-1].attempt, run.log[-1].detail) == (1, {"timer": "retry"})
+    assert run.phase("credit") is Phase.RETRYING
+    assert rebuild(run.log) == run.record
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_the_reason_tells_what_was_to_happen(purpose: Purpose) -> None:
+    run = order().start()
+    step = None if purpose in (Purpose.SAGA_TIMEOUT, Purpose.LOCK, Purpose.LOCK_TIMEOUT) else "credit"
+    (event,) = decide(run.saga, run.record, Stalled(Timer(purpose, step, 1), "ValueError: no"))
+    assert str(event.reason).startswith("at ")
+    assert str(event.reason).endswith(": ValueError: no")
+    assert (step or "saga") in str(event.reason) or "lock" in str(event.reason)
+
+
+def test_it_goes_on_when_the_timer_is_fired_again_and_nothing_raises() -> None:
+    run = order().start().reply("credit", Busy()).stall(Purpose.RETRY, "credit").due(Purpose.RETRY, "credit")
+    assert (run.status, run.record.stalled, run.record.reason) == (Status.RUNNING, False, None)
+    assert run.commands == ["credit 1", "credit 2"]
+    assert run.reply("credit", attempt=2).status is Status.COMPLETED
+
+
+def test_it_goes_on_with_a_reply_that_arrives_after_all() -> None:
+    run = order().start().due(Purpose.TIMEOUT, "credit").stall(Purpose.RETRY, "credit").reply("credit")
+    assert (run.status, run.record.reason) == (Status.COMPLETED, None)
+
+
+def test_the_reply_of_another_step_has_it_tried_once_more() -> None:
+    run = group().start().due(Purpose.TIMEOUT, "credit").stall(Purpose.RETRY, "credit")
+    assert run.held == [Timer(Purpose.RETRY, "credit", 1)]
+    run.reply("stock")
+    assert (run.status, run.held) == (Status.RUNNING, [])
+    run.stall(Purpose.RETRY, "credit")
+    assert run.status is Status.SUSPENDED
+
+
+def test_it_can_be_aborted_and_is_undone() -> None:
+    run = order().start().due(Purpose.TIMEOUT, "credit").stall(Purpose.RETRY, "credit")
+    run.feed(Aborted("enough"))
+    assert (run.status, run.record.reason) == (Status.COMPENSATING, "enough")
+    assert run.undo_reply("credit").status is Status.COMPENSATED
+
+
+def test_the_timeout_of_the_whole_undoes_it() -> None:
+    trip = Trip(timeout="1h").local("create", undo=True).remote("credit", undo=True, transient=(Busy,)).local("approve")
+    run = trip.start().reply("credit", Busy()).stall(Purpose.RETRY, "credit").due(Purpose.SAGA_TIMEOUT)
+    assert (run.status, run.record.reason) == (Status.COMPENSATED, "not done within 3600 s")
+
+
+def test_what_cannot_be_undone_because_of_its_code_is_undone_when_that_is_mended() -> None:
+    run = Trip().remote("credit", undo=True).remote("stock").start().reply("credit").reply("stock", No())
+    run.undo_reply("credit", No()).stall(Purpose.UNDO_RETRY, "credit")
+    assert run.record.reason == "at the next attempt to undo credit: ValueError: no"
+    assert not run.feed(Aborted("enough")), "it is being undone already"
+    run.due(Purpose.UNDO_RETRY, "credit").undo_reply("credit", attempt=2)
+    assert (run.status, run.record.reason) == (Status.COMPENSATED, "No")
+
+
+def test_a_step_that_is_stuck_besides_keeps_it_suspended() -> None:
+    with (trip := Trip().local("approve", pivot=True)).saga.parallel():
+        trip.remote("stock", retry=ONCE).remote("mail", retry=TWICE)
+    run = trip.start().due(Purpose.TIMEOUT, "mail").due(Purpose.TIMEOUT, "stock").stall(Purpose.RETRY, "mail")
+    run.due(Purpose.RETRY, "mail")
+    assert (run.status, run.record.stalled) == (Status.SUSPENDED, False)
+    run.reply("stock")
+    assert run.status is Status.RUNNING
+    assert run.reply("mail", attempt=2).status is Status.COMPLETED
+
+
+def test_two_timers_that_raise_are_both_tried_again() -> None:
+    run = group().start().due(Purpose.TIMEOUT, "credit").due(Purpose.TIMEOUT, "stock")
+    run.stall(Purpose.RETRY, "credit").stall(Purpose.RETRY, "stock")
+    assert len(run.held) == 2
+    run.due(Purpose.RETRY, "stock")
+    assert (run.status, run.held) == (Status.RUNNING, [])
+    assert run.timers.count(Timer(Purpose.RETRY, "credit", 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("purpose", "status"), [(Purpose.LOCK, Status.RUNNING), (Purpose.LOCK_TIMEOUT, Status.COMPENSATED)]
+)
+def test_one_that_raised_when_it_was_let_in_begins_later_or_gives_up(purpose: Purpose, status: Status) -> None:
+    trip = Trip(lock=lambda state: ("order", "7"), on_locked="wait").remote("credit")
+    trip.saga.seal()
+    run = Run(trip.saga)
+    run.feed(Held(Trail(), "order/7"))
+    run.timers.append(Timer(Purpose.LOCK))
+    run.stall(Purpose.LOCK)
+    assert (run.status, run.sent) == (Status.SUSPENDED, [])
+    assert run.due(purpose).status is status

@@ -70,7 +70,8 @@ def _sections(source: str, found: Sheet) -> Iterator[str]:
         steps = [(one.step, one.phase, str(one.attempt), str(one.undo_attempt or "-")) for one in found.steps]
         yield columns(("STEP", "PHASE", "ATTEMPT", "UNDO ATTEMPT"), steps)
     if found.timers:
-        yield columns(("TIMER", "STEP", "ATTEMPT", "DUE", "IN S", "FAILURES"), map(_timer, found.timers))
+        headings = ("TIMER", "STEP", "ATTEMPT", "DUE", "IN S", "FAILURES", "INTERRUPTIONS")
+        yield columns(headings, map(_timer, found.timers))
     if found.locks:
         yield columns(("LOCK", "SINCE", "HOLDER", "AHEAD"), map(_lock, found.locks))
     yield f"state\n{json.dumps(found.state, indent=2, ensure_ascii=False)}"
@@ -95,9 +96,10 @@ def _timer(timer: Timer) -> tuple[str, ...]:
         timer.purpose,
         cell(timer.step),
         cell(timer.attempt),
-        moment(timer.due_at),
-        f"{timer.due_in_seconds:.1f}",
+        "held" if timer.due_at is None else moment(timer.due_at),
+        "-" if timer.due_in_seconds is None else f"{timer.due_in_seconds:.1f}",
         str(timer.failures),
+        str(timer.interruptions),
     )
 
 
