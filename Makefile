@@ -4,10 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check format coverage chaos bench clean
+.PHONY: help demo test compose-test fresh-test unit check format coverage chaos bench clean
 
 help: ## show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 demo: $(VENV)/demo ## start private servers and the whole stack, place orders, check the invariants, stop
 	@$(BIN)/relay demo $(ARGS)
@@ -17,6 +17,12 @@ WORKERS ?= 4
 
 test: $(VENV)/dev ## every test: unit, integration, acceptance, crash; WORKERS=0 ARGS=FILE for a few
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+compose-test: $(VENV)/dev ## the image and the compose stack: up, orders, kills, an outage, down
+	@$(BIN)/pytest tests/containers/test_image.py tests/containers/test_compose.py $(ARGS)
+
+fresh-test: $(VENV)/dev ## the demo and every test on a bare Debian, in a container
+	@$(BIN)/pytest tests/containers/test_fresh.py $(ARGS)
 
 unit: $(VENV)/dev ## the tests that need no server
 	@$(BIN)/pytest tests/unit $(ARGS)

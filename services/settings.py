@@ -1,18 +1,22 @@
-"""The settings of a service, from its environment."""
+"""The settings of a service, from its environment, or from files where a container gets its secrets."""
 
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, SecretStr, ValidationError
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsError
 
 from relay.errors import ConfigError
 from relay.log import Format
 
 MAX_PORT: Final = 65535
+
+SECRETS: Final = Path("/run/secrets")
+"""Where containers get their secrets: what the file `orders_dsn` says is ORDERS_DSN, unless that is set."""
 
 
 def _dsn(value: SecretStr) -> SecretStr:
@@ -63,15 +67,20 @@ class ServiceSettings(BaseSettings, env_ignore_empty=True):
 AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
 
 
-def read(settings_class: type[AnySettings]) -> AnySettings:
-    """Read the environment. Raises ConfigError with a line for each variable that is wrong, none of which shows it."""
+def read(settings_class: type[AnySettings], secrets: Path = SECRETS) -> AnySettings:
+    """Read the environment, and the files in `secrets`, if there are any.
+
+    Raises ConfigError with a line for each variable that is wrong, none of which shows it.
+    """
     try:
-        return settings_class()
+        return settings_class(_secrets_dir=secrets if secrets.is_dir() else None)
+    except SettingsError as error:  # a file that it may not read, or that is no text
+        raise ConfigError(f"the secrets cannot be read: {error.__cause__ or error}") from None
     except ValidationError as error:
         prefix = settings_class.model_config.get("env_prefix", "")
         lines = (
             f"{prefix}{str(detail['loc'][0]).upper()}: {detail['msg'].removeprefix('Value error, ')}"
             for detail in error.errors(include_input=False, include_url=False)
         )
-        hint = "These are environment variables."
+        hint = f"These are environment variables, or files in {secrets}, in lower case."
         raise ConfigError("\n".join(["wrong or missing settings", *lines]), hint) from None

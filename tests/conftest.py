@@ -8,7 +8,30 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.database import Database, Databases
-from tests.support.servers import PostgresServer, RabbitServer, postgres_server, rabbit_server
+from tests.support.servers import PostgresServer, RabbitServer, postgres_server, rabbit_server, wanted_kind
+
+CONTAINERS = "containers"
+"""The mark of tests that start containers of their own."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where containers are asked for, a test that uses neither server of the session would only repeat itself.
+
+    Elsewhere, tests that start containers of their own are left out: nothing else there needs an engine.
+    """
+    asked_for = wanted_kind() == CONTAINERS
+    chosen: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        starts_some = item.get_closest_marker(CONTAINERS) is not None
+        belongs_here = asked_for if starts_some else not asked_for or _uses_a_server(item)
+        (chosen if belongs_here else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
+
+
+def _uses_a_server(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and not {"postgres", "rabbit"}.isdisjoint(item.fixturenames)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import click
 from relay.cli.options import OutputFormat, format_option
 from relay.cli.report import Report
 from relay.config import Settings, load
+from relay.demo.kind import KINDS, Kind
 from relay.errors import ExitCode, RelayError
 from relay.tasks import end
 from relay.wal.lag import Lag, measure
@@ -42,7 +43,7 @@ SEED_MAX: Final = 2**32 - 1
 class ExtraMissing(RelayError):
     """The packages that only the demo needs are not installed."""
 
-    hint = "Install them with `pip install 'saga-relay[demo]'`, or run `make demo` in a clone."
+    hint = "Install them in the clone with `pip install -e '.[demo]'`, or run `make demo`."
 
 
 class Stalled(RelayError):
@@ -80,27 +81,44 @@ class Stalled(RelayError):
     show_envvar=True,
     help="Decides when --chaos kills; any, and printed, unless given.",
 )
+@click.option(
+    "--servers",
+    type=click.Choice(KINDS),
+    envvar="RELAY_SERVERS",
+    show_envvar=True,
+    help="How to run PostgreSQL and RabbitMQ. Unless given, what is installed is private, the rest in containers.",
+)
 @format_option
-def demo(orders: int | None, keep: bool, chaos: bool, seed: int | None, output: OutputFormat) -> int:
+def demo(
+    orders: int | None, keep: bool, chaos: bool, seed: int | None, servers: Kind | None, output: OutputFormat
+) -> int:
     """Start private servers and the whole stack, place orders, check what became of them, and stop.
 
     PostgreSQL, RabbitMQ, the relay, and the services for orders, customers and inventory run on free ports of
-    127.0.0.1, with data of their own in a temporary directory, and touch no server that runs already. Some orders are
-    refused, and one service is down for a while. A broken invariant ends it with exit status 1.
+    127.0.0.1, with data of their own in a temporary directory, and touch no server that runs already. A server that is
+    not installed runs in a container, where a Docker engine answers. Some orders are refused, and one service is down
+    for a while. A broken invariant ends it with exit status 1.
 
     With --keep and --format json, standard output has one line, once everything is ready for orders.
     """
+    from relay.demo.access import SERVICES
+    from relay.demo.provision import tables
+
+    tables(SERVICES[0])  # raises ServicesMissing before a server is installed or started
     try:
-        from relay.demo.install import ensure_rabbitmq
+        from relay.demo.choice import choose_postgres, choose_rabbitmq
         from relay.demo.play import Plan
         from relay.demo.stack import Stack
+
+        postgres = choose_postgres(servers, _say)
+        rabbitmq = choose_rabbitmq(servers, sys.stdin.isatty() and sys.stderr.isatty(), _say)
     except ImportError as error:
         raise ExtraMissing(f"the demo needs the package {error.name}") from None
-    ensure_rabbitmq(sys.stdin.isatty() and sys.stderr.isatty(), _say)
     usual = CHAOS_ORDERS if chaos else ORDERS
     count = orders if orders is not None else 0 if keep else usual
     plan = Plan(count, (random.SystemRandom().randint(0, SEED_MAX) if seed is None else seed) if chaos else None)
-    work = _keep(Stack(_say), plan, output) if keep else _demonstrate(Stack(_say), plan, output)
+    stack = Stack(_say, postgres, rabbitmq)
+    work = _keep(stack, plan, output) if keep else _demonstrate(stack, plan, output)
     return asyncio.run(_until_signal(work, stopped=ExitCode.OK if keep else ExitCode.FAILURE))
 
 
@@ -207,6 +225,7 @@ def _ready_line(stack: "Stack") -> dict[str, object]:
         "dsn": dict(addresses.dsns),
         "config": str(addresses.config),
         "pids": stack.pids,
+        "containers": stack.containers,
     }
 
 

@@ -26,22 +26,16 @@ class Report:
     def as_text(self) -> str:
         """A page."""
         audit = self.audit
-        outcomes = [f"{count:>7}  {state}{f': {reason}' if reason else ''}" for state, reason, count in audit.outcomes]
         kills = [f"{count:>7}  {name}" for name, count in self.kills.items()]
         published = [f"{count:>7}  messages from {source}" for source, count in audit.published.items()]
-        checks = [
-            f"  {'ok    ' if invariant.holds else 'BROKEN'}  {invariant.name}"
-            + ("" if invariant.holds else f" ({invariant.found})")
-            for invariant in audit.invariants
-        ]
         p50, p99 = audit.latency_p50_ms, audit.latency_p99_ms
         latency = "no order is approved" if p50 is None or p99 is None else f"p50 {p50:.0f} ms, p99 {p99:.0f} ms"
         sections = {
-            "Orders": outcomes,
+            "Orders": audit.outcome_lines,
             "Kills": kills,
             "Until an order is approved": [f"  {latency}"],
             "Published": published,
             "Lag": [render(self.lags)],
-            "Invariants": checks,
+            "Invariants": [str(invariant) for invariant in audit.invariants],
         }
         return "\n".join(line for title, lines in sections.items() if lines for line in ("", title, *lines))

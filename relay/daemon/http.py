@@ -1,6 +1,7 @@
 """GET /healthz and GET /readyz, for whoever keeps the relay running."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -103,8 +104,10 @@ class Http:
             )
         except socket.gaierror as error:
             raise CannotListen(f"cannot listen on {self._listen}: {error.strerror}") from None
-        except OSError as error:  # whose own words, asyncio's, name the address once more
-            why = os.strerror(error.errno) if error.errno else str(error)
+        except OSError as error:
+            # Its own words, asyncio's, name the address once more. It may have no number: from Python 3.13 on, asyncio
+            # passes over addresses that are not of this machine.
+            why = os.strerror(error.errno or errno.EADDRNOTAVAIL)
             raise CannotListen(f"cannot listen on {self._listen}: {why}") from None
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -117,11 +120,12 @@ class Http:
             staying[0].cancel()
         visit = asyncio.create_task(self._serve(reader, writer), name="http")
         self._visits.append(visit)
-        # Not in the task itself: one that is cancelled before its first step never runs.
-        visit.add_done_callback(partial(self._part, writer.transport))
+        # Not in the task itself: one that is cancelled before its first step never runs. The callback holds the writer:
+        # one that is forgotten before it is closed is a fault from Python 3.13 on.
+        visit.add_done_callback(partial(self._part, writer))
 
-    def _part(self, transport: asyncio.WriteTransport, visit: "asyncio.Task[None]") -> None:
-        transport.abort()
+    def _part(self, writer: asyncio.StreamWriter, visit: "asyncio.Task[None]") -> None:
+        writer.transport.abort()
         self._visits.remove(visit)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -114,7 +114,7 @@ class Pump:
         """Everything but rows of the outbox."""
         match change:
             case Begin():
-                self.progress.begin(change.final_lsn, change.committed_at)
+                self._long.look(self.progress.begin(change.final_lsn, change.committed_at))
                 self._captures.begin(change)
             case Commit():
                 self._long.look(None)
@@ -159,15 +159,15 @@ class LongTransaction:
 
     def look(self, transaction: Transaction | None) -> None:
         """This transaction is being read now; None: it has just ended."""
+        now = time.monotonic()
+        lasts_s = now - self._since
         if transaction is not self._of:
-            if self._said_at_s and self._of is not None:
-                self._say(self._of, "was", time.monotonic() - self._since)
-            self._of, self._since, self._said_at_s = transaction, time.monotonic(), 0.0
-        elif transaction is not None:
-            lasts_s = time.monotonic() - self._since
-            if lasts_s > max(LONG_S, 2 * self._said_at_s):
-                self._said_at_s = lasts_s
-                self._say(transaction, "has been", lasts_s)
+            if self._of is not None and (self._said_at_s or lasts_s > LONG_S):
+                self._say(self._of, "was", lasts_s)
+            self._of, self._since, self._said_at_s = transaction, now, 0.0
+        elif transaction is not None and lasts_s > max(LONG_S, 2 * self._said_at_s):
+            self._said_at_s = lasts_s
+            self._say(transaction, "has been", lasts_s)
 
     def _say(self, transaction: Transaction, verb: str, lasts_s: float) -> None:
         done = transaction.messages - transaction.unsettled

@@ -6,12 +6,15 @@ from typing import Final, LiteralString
 
 from psycopg import Connection, sql
 
-from relay.demo.rabbitmq import NOTHING, BrokerUser
+from relay.demo.definitions import NOTHING, BrokerUser
 
 _EXCHANGES: Final = r"relay\.(events|commands|replies|dead)"
 
 RELAY: Final = "relay"
 """The relay's role and broker user. The role owns the databases, so that it can create the publication."""
+
+SERVICES: Final = ("orders", "customers", "inventory")
+"""The services of the demo. Each has a database, a role and a broker user of its name."""
 
 
 def relay_user() -> BrokerUser:
@@ -41,10 +44,11 @@ def create_role(connection: Connection, name: str, password: str, attributes: Li
 def create_database(
     connection: Connection, name: str, owner: str, guests: Sequence[str] = (), template: str = "template1"
 ) -> None:
-    """Create a database that its owner and its guests may connect to, and nobody else."""
+    """Create a database that its owner and its guests may connect to, and nobody else; one that exists becomes such."""
     database = sql.Identifier(name)
-    create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
-    connection.execute(create.format(database, sql.Identifier(owner), sql.Identifier(template)))
+    if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
+        create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
+        connection.execute(create.format(database, sql.Identifier(owner), sql.Identifier(template)))
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
     for guest in guests:
         connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, sql.Identifier(guest)))

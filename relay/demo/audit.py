@@ -22,6 +22,9 @@ class Invariant:
     holds: bool
     found: str
 
+    def __str__(self) -> str:
+        return f"  ok      {self.name}" if self.holds else f"  BROKEN  {self.name} ({self.found})"
+
 
 @dataclass(frozen=True, slots=True)
 class Audit:
@@ -37,6 +40,11 @@ class Audit:
     def ok(self) -> bool:
         """Whether every invariant holds."""
         return all(invariant.holds for invariant in self.invariants)
+
+    @property
+    def outcome_lines(self) -> list[str]:
+        """What became of the orders, a line for each state and reason."""
+        return [f"{count:>7}  {state}{f': {reason}' if reason else ''}" for state, reason, count in self.outcomes]
 
 
 _OUTCOMES: LiteralString = "SELECT state, reason, count(*) FROM orders GROUP BY 1, 2 ORDER BY 1, 3 DESC, 2"

@@ -30,6 +30,8 @@ class Child:
         self._environment = {**_inherited(), **environment}
         self._process: asyncio.subprocess.Process | None = None
         self._held_back_s: float | None = None
+        self.kills = 0
+        """How often it was killed on purpose."""
 
     @property
     def pid(self) -> int:
@@ -55,22 +57,26 @@ class Child:
         while self._process is not None:
             status = await self._process.wait()
             held_back_s, self._held_back_s = self._held_back_s, None
-            if held_back_s is None:
+            if held_back_s is None or status != -signal.SIGKILL:
                 say(f"{self.name} {how_it_ended(status)}; starting it again. Its last words:\n{self.last_words()}")
-            await asyncio.sleep(held_back_s or RESTART_S)
+                held_back_s = RESTART_S
+            else:
+                self.kills += 1
+            await asyncio.sleep(held_back_s)
             await self.start()
 
-    def kill(self, held_back_s: float = RESTART_S) -> bool:
-        """SIGKILL. `keep` starts it again that much later, and has nothing to say. False when it does not run."""
+    async def kill(self, held_back_s: float = RESTART_S) -> bool:
+        """SIGKILL. `keep` starts it again that much later, and has nothing to say.
+
+        False when it did not run: it is being started again, or has just ended by itself, which only its status tells.
+        """
         process = self._process
         if process is None or process.returncode is not None:
             return False
-        try:
-            process.kill()
-        except ProcessLookupError:  # it has just ended by itself
-            return False
         self._held_back_s = held_back_s
-        return True
+        with suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait() == -signal.SIGKILL
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL when that takes too long."""

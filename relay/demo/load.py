@@ -1,14 +1,21 @@
-"""Customers, stock and orders: a shop's day, over HTTP as any client would."""
+"""Customers, stock and orders: a shop's day, over HTTP as any client would.
+
+`python -m relay.demo.load` places orders for ever, or so many.
+"""
 
 import asyncio
 import random
+import signal
 import uuid
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
+import click
 import httpx
 
+from relay.demo.access import SERVICES
+from relay.demo.program import run
 from relay.errors import RelayError
 
 ORDERS_PER_CUSTOMER: Final = 10
@@ -35,8 +42,15 @@ SEED: Final = 20260130
 """The same orders every time."""
 
 REQUEST_S: Final = 30.0
-ATTEMPTS: Final = 40
+ATTEMPTS: Final = 120
 RETRY_S: Final = 0.5
+"""A minute: on a busy machine a service that `--chaos` kills every few seconds may not be up before that ends."""
+
+ROUND: Final = 100
+"""After so many orders, whoever places them for ever wants new customers and full shelves: the old ones are used up."""
+
+PER_S: Final = 5.0
+"""How many orders come in a second, unless it is told otherwise."""
 
 
 class OrderNotPlaced(RelayError):
@@ -62,7 +76,11 @@ class Shoppers:
         await self._client.aclose()
 
     async def open(self, orders: int) -> None:
-        """Create customers, and put into stock what so many orders need. Raises OrderNotPlaced."""
+        """Create customers, who take the place of those before, and put into stock what so many orders need.
+
+        Raises OrderNotPlaced.
+        """
+        self._customers.clear()
         stock = f"{self._services['inventory']}/stock"
         enough = max(1, orders * HIGHEST_QUANTITY)
         for sku, quantity in {**dict.fromkeys(PLENTY, enough), RARE: max(1, round(orders * RARE_PER_ORDER))}.items():
@@ -119,3 +137,63 @@ async def place_orders(services: Mapping[str, str], count: int, over_s: float = 
     async with Shoppers(services) as shoppers:
         await shoppers.open(count)
         await shoppers.order(count, over_s)
+
+
+async def trade(services: Mapping[str, str], per_s: float, count: int | None) -> int:
+    """Place orders at this rate, for ever or so many, until SIGTERM. Returns how many. Raises OrderNotPlaced."""
+    placed = 0
+    async with Shoppers(services) as shoppers:
+        while count is None or placed < count:
+            await shoppers.open(ROUND)
+            orders = ROUND if count is None else min(ROUND, count - placed)
+            await shoppers.order(orders, over_s=orders / per_s)
+            placed += orders
+            click.echo(f"{placed} orders are placed")
+    return placed
+
+
+async def _until_sigterm(services: Mapping[str, str], per_s: float, count: int | None) -> None:
+    """Being told to stop is how trading for ever ends, not a failure."""
+    trading = asyncio.ensure_future(trade(services, per_s, count))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, trading.cancel)
+    try:
+        await trading
+    except asyncio.CancelledError:
+        click.echo("stopped")
+
+
+@click.command()
+@click.option(
+    "--per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    default=PER_S,
+    show_default=True,
+    envvar="LOAD_PER_SECOND",
+    show_envvar=True,
+    help="How many orders to place in a second.",
+)
+@click.option(
+    "--orders",
+    type=click.IntRange(min=1),
+    envvar="LOAD_ORDERS",
+    show_envvar=True,
+    help="How many orders to place; without it, for ever.",
+)
+@click.option(
+    "--url",
+    metavar="URL",
+    default="http://{service}:8000",
+    show_default=True,
+    envvar="LOAD_URL",
+    show_envvar=True,
+    help="Where the services are, with {service} for their names.",
+)
+def load(per_second: float, orders: int | None, url: str) -> None:
+    """Create customers, fill the shelves and place orders, until SIGTERM."""
+    services = {name: url.replace("{service}", name) for name in SERVICES}
+    asyncio.run(_until_sigterm(services, per_second, orders))
+
+
+if __name__ == "__main__":
+    run(load)

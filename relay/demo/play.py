@@ -44,7 +44,7 @@ async def _with_one_service_down(stack: Stack, shoppers: Shoppers, orders: int, 
     await shoppers.order(orders - meanwhile)
     if meanwhile:
         say(f"{DOWN} is killed, and stays down for {DOWN_S:.0f} s; {meanwhile} orders are placed meanwhile")
-        stack.kill(DOWN, DOWN_S)
+        await stack.kill(DOWN, DOWN_S)
         await shoppers.order(meanwhile)
 
 

@@ -1,7 +1,6 @@
-"""A private RabbitMQ with its management API."""
+"""RabbitMQ with its management API, as a private server."""
 
 import base64
-import hashlib
 import http.client
 import json
 import re
@@ -9,15 +8,15 @@ import secrets
 import socket
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
 from subprocess import Popen
 from urllib.parse import quote
 
+from relay.demo.definitions import EVERYTHING, BrokerUser, definitions
 from relay.demo.epmd import PortMapper
 from relay.demo.host import CONNECT_S, LOOPBACK, ServerMissing, end, environment, find_program, spawn
-from relay.demo.server import PrivateServer
+from relay.demo.server import PrivateServer, Server
 
 SCRIPT = "rabbitmq-server"
 ADMIN = "admin"
@@ -25,18 +24,19 @@ PLUGINS = ("rabbitmq_management", "rabbitmq_consistent_hash_exchange")
 STOP_S = 30.0
 """How long a clean stop may take; queues are written to disk in it."""
 
-NOTHING = "^$"
-EVERYTHING = ".*"
-
 HOW_TO_INSTALL = (
     "Install the package rabbitmq-server (Debian, Ubuntu: apt-get install rabbitmq-server;"
-    " macOS: brew install rabbitmq), or put rabbitmq-server on the PATH in another way."
+    " macOS: brew install rabbitmq), or put rabbitmq-server on the PATH in another way,"
+    " or start a Docker engine, and it runs in a container."
 )
+
+IDLE_SLEEPS = "+sbwt none +sbwtdcpu none +sbwtdio none"
+"""Flags of Erlang: an idle scheduler sleeps, because the machine is shared."""
 
 ERLANG_FLAGS = (
     "-kernel inet_dist_use_interface {127,0,0,1}"  # nodes of one machine only
     " -start_epmd false"  # ours runs already
-    " +sbwt none +sbwtdcpu none +sbwtdio none"  # an idle scheduler sleeps: the machine is shared
+    f" {IDLE_SLEEPS}"
 )
 
 CONFIG = """\
@@ -55,25 +55,10 @@ METHOD_FRAME = b"\x01"
 """To a client's header a server that is ready answers with a method, Connection.Start. Source: AMQP 0-9-1, 4.2.2."""
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerUser:
-    """A user of the broker, and what it may do in the virtual host "/": regular expressions, no name by default."""
-
-    name: str
-    password: str = field(repr=False)
-    tags: tuple[str, ...] = ()
-    configure: str = NOTHING
-    write: str = NOTHING
-    read: str = NOTHING
-
-
-class PrivateRabbitMQ(PrivateServer):
-    """RabbitMQ from the PATH, with an epmd of its own. It has these users, and `admin`, who may do everything."""
+class RabbitMQ(Server):
+    """RabbitMQ, wherever it runs. It has these users, and `admin`, who may do everything."""
 
     title = "RabbitMQ"
-    ports_needed = 4
-    # epmd notices the end of a node a moment after the node's end.
-    remains = re.compile(r"node with name \S+ (is )?already running", re.IGNORECASE)
 
     def __init__(self, users: Sequence[BrokerUser] = ()) -> None:
         super().__init__()
@@ -81,9 +66,6 @@ class PrivateRabbitMQ(PrivateServer):
             ADMIN, secrets.token_urlsafe(18), ("administrator",), EVERYTHING, EVERYTHING, EVERYTHING
         )
         self._users = {user.name: user for user in (self.admin, *users)}
-        self._node = f"relay-{secrets.token_hex(6)}@localhost"
-        self._program = Path()
-        self._epmd: PortMapper | None = None
 
     @property
     def management_port(self) -> int:
@@ -93,15 +75,53 @@ class PrivateRabbitMQ(PrivateServer):
     @property
     def management_url(self) -> str:
         """Where the management API and its pages are; log in as `admin`."""
-        return f"http://{LOOPBACK}:{self.management_port}"
+        return f"http://{self.host}:{self.management_port}"
 
     def amqp_url(self, user: str = ADMIN, vhost: str = "/") -> str:
         """An amqp:// URL with the user's password in it."""
         name, password = quote(user, safe=""), quote(self._users[user].password, safe="")
-        return f"amqp://{name}:{password}@{LOOPBACK}:{self.port}/{quote(vhost, safe='')}"
+        return f"amqp://{name}:{password}@{self.host}:{self.port}/{quote(vhost, safe='')}"
+
+    def _definitions(self) -> str:
+        """Its users and their rights, for a file that it loads at every start."""
+        return json.dumps(definitions(self._users.values()))
+
+    def _is_ready(self) -> bool:
+        """It knows our users, so that it is no other server, and it speaks AMQP."""
+        return self._knows_users() and self._speaks_amqp()
+
+    def _knows_users(self) -> bool:
+        login = base64.b64encode(f"{self.admin.name}:{self.admin.password}".encode()).decode()
+        api = http.client.HTTPConnection(self.host, self.management_port, timeout=CONNECT_S)
+        with closing(api), suppress(OSError, http.client.HTTPException):
+            api.request("GET", "/api/permissions", headers={"Authorization": f"Basic {login}"})
+            response = api.getresponse()
+            if response.status == http.HTTPStatus.OK:
+                return self._users.keys() <= {permission["user"] for permission in json.load(response)}
+        return False
+
+    def _speaks_amqp(self) -> bool:
+        with suppress(OSError), socket.create_connection((self.host, self.port), CONNECT_S) as connection:
+            connection.sendall(AMQP_HEADER)
+            return connection.recv(1) == METHOD_FRAME
+        return False
+
+
+class PrivateRabbitMQ(RabbitMQ, PrivateServer):
+    """RabbitMQ from the PATH, with an epmd of its own."""
+
+    ports_needed = 4
+    # epmd notices the end of a node a moment after the node's end.
+    remains = re.compile(r"node with name \S+ (is )?already running", re.IGNORECASE)
+
+    def __init__(self, users: Sequence[BrokerUser] = ()) -> None:
+        super().__init__(users)
+        self._node = f"relay-{secrets.token_hex(6)}@localhost"
+        self._program = Path()
+        self._epmd: PortMapper | None = None
 
     def stop(self) -> None:
-        """End it, and its epmd. What is durable is kept."""
+        """Its epmd ends too. What is durable is kept."""
         if self.running:
             end(self.process, (SIGTERM, STOP_S))
         if self._epmd is not None:
@@ -119,7 +139,7 @@ class PrivateRabbitMQ(PrivateServer):
         self._private.make("home")
         self._private.write("home/.erlang.cookie", secrets.token_urlsafe(24), mode=0o400)
         self._private.write("enabled_plugins", f"[{', '.join(PLUGINS)}].\n")
-        self._private.write("definitions.json", json.dumps(definitions(tuple(self._users.values()))))
+        self._private.write("definitions.json", self._definitions())
         self._private.make("none")  # in the place of the machine's own configuration
 
     def _configure(self) -> None:
@@ -172,52 +192,6 @@ class PrivateRabbitMQ(PrivateServer):
             RABBITMQ_ALLOW_INPUT="1",
             RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-noinput",
         )
-
-    def _is_ready(self) -> bool:
-        """It knows our users, so that it is no other server, and it speaks AMQP."""
-        return self._knows_users() and self._speaks_amqp()
-
-    def _knows_users(self) -> bool:
-        login = base64.b64encode(f"{self.admin.name}:{self.admin.password}".encode()).decode()
-        api = http.client.HTTPConnection(LOOPBACK, self.management_port, timeout=CONNECT_S)
-        with closing(api), suppress(OSError, http.client.HTTPException):
-            api.request("GET", "/api/permissions", headers={"Authorization": f"Basic {login}"})
-            response = api.getresponse()
-            if response.status == http.HTTPStatus.OK:
-                return self._users.keys() <= {permission["user"] for permission in json.load(response)}
-        return False
-
-    def _speaks_amqp(self) -> bool:
-        with suppress(OSError), socket.create_connection((LOOPBACK, self.port), CONNECT_S) as connection:
-            connection.sendall(AMQP_HEADER)
-            return connection.recv(1) == METHOD_FRAME
-        return False
-
-
-def definitions(users: Sequence[BrokerUser]) -> dict[str, object]:
-    """What RabbitMQ loads at every start, in the form of its `export_definitions`."""
-    return {
-        "vhosts": [{"name": "/"}],
-        "users": [
-            {
-                "name": user.name,
-                "password_hash": password_hash(user.password),
-                "hashing_algorithm": "rabbit_password_hashing_sha256",
-                "tags": ",".join(user.tags),
-            }
-            for user in users
-        ],
-        "permissions": [
-            {"user": user.name, "vhost": "/", "configure": user.configure, "write": user.write, "read": user.read}
-            for user in users
-        ],
-    }
-
-
-def password_hash(password: str) -> str:
-    """base64 of four bytes of salt and SHA-256 of salt and password. Source: RabbitMQ's documentation, "Passwords"."""
-    salt = secrets.token_bytes(4)
-    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def find_rabbitmq() -> Path | None:

@@ -1,4 +1,4 @@
-"""The life of one private server: started, stopped, killed, started again, and gone without a trace."""
+"""The life of one server of our own: started, stopped, killed, started again, and gone without a trace."""
 
 import re
 import subprocess
@@ -8,7 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
-from relay.demo.host import POLL_S, Account, PrivateDirectory, ServerFailed, end, free_ports, server_account
+from relay.demo.child import how_it_ended
+from relay.demo.host import (
+    LOOPBACK,
+    POLL_S,
+    Account,
+    PrivateDirectory,
+    ServerFailed,
+    end,
+    free_ports,
+    server_account,
+)
 
 START_S = 120.0
 """How long a start may take, with the recovery after a crash. A busy machine with one core needs a good part of it."""
@@ -17,15 +27,17 @@ RETRY_S = 0.2
 PORT_ATTEMPTS = 5
 LOG_LINES = 20
 
-PORT_TAKEN = re.compile(r"address already in use|eaddrinuse|dist_port_already_used", re.IGNORECASE)
+PORT_TAKEN = re.compile(
+    r"address already in use|eaddrinuse|dist_port_already_used|port is already allocated", re.IGNORECASE
+)
 
 
 class PortTaken(ServerFailed):
     """Somebody else took a port between our choice and the server's start."""
 
 
-class PrivateServer(ABC):
-    """A server of our own: own directory, own ports on 127.0.0.1, own passwords.
+class Server(ABC):
+    """A server of our own: own data, own ports, own passwords.
 
     The ports and the data stay the same from the first start until `close`, whatever happens in between. Not for
     several threads at once. As a context manager it is started at the beginning and closed at the end.
@@ -33,15 +45,150 @@ class PrivateServer(ABC):
 
     title: ClassVar[str]
     ports_needed: ClassVar[int]
+
+    def __init__(self) -> None:
+        self._ports: list[int] = []
+        self._was_ready = False
+
+    # What a process and a container answer differently
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """What it is, and where: for a person."""
+
+    @property
+    @abstractmethod
+    def running(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def ending(self) -> str:
+        """How it ended, in words. For one that does not run."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process on this machine, the one that was started last; None for one in a container."""
+        return None
+
+    @property
+    def container(self) -> str | None:
+        """The name of its container, if it is in one."""
+        return None
+
+    @property
+    def host(self) -> str:
+        """Where its clients find its ports."""
+        return LOOPBACK
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it cleanly, within a bound; nothing if it does not run."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end; nothing if it does not run."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Once, before the first start."""
+
+    @abstractmethod
+    def _configure(self) -> None:
+        """Write what depends on the ports, which may not be those of the last attempt."""
+
+    @abstractmethod
+    def _launch(self) -> None:
+        """Start it and wait until it takes connections. Raises ServerFailed, PortTaken."""
+
+    @abstractmethod
+    def _remove(self) -> None:
+        """End it, and remove everything of it."""
+
+    # What the two kinds of PostgreSQL and of RabbitMQ answer differently
+
+    @abstractmethod
+    def _is_ready(self) -> bool:
+        """Whether this very server takes connections."""
+
+    # What they have in common
+
+    @property
+    def port(self) -> int:
+        """The port that its clients use."""
+        if not self._ports:
+            raise self._not_started()
+        return self._ports[0]
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections; nothing if it runs.
+
+        Raises ServerMissing, or ServerFailed with its last words. If the first start fails, nothing is left of it.
+        """
+        if self.running:
+            return
+        if self._was_ready:
+            self._launch()
+            return
+        try:
+            self._start_first()
+        except BaseException:  # Ctrl-C as well: nobody else knows yet what there is to remove
+            self.close()
+            raise
+
+    def _start_first(self) -> None:
+        self._prepare()
+        for attempts_left in reversed(range(PORT_ATTEMPTS)):
+            self._ports = free_ports(self.ports_needed)
+            self._configure()
+            try:
+                self._launch()
+            except PortTaken:
+                if not attempts_left:
+                    raise
+            else:
+                self._was_ready = True
+                return
+
+    def restart(self) -> None:
+        """Stop it and start it again."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop it and remove everything of it. It may be started again, from nothing."""
+        try:
+            self._remove()
+        finally:
+            self._was_ready = False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _not_started(self) -> RuntimeError:
+        return RuntimeError(f"{self.title} has not been started")
+
+    def _failure(self, what: str, said: str) -> ServerFailed:
+        last_words = "\n".join(said.splitlines()[-LOG_LINES:])
+        kind = PortTaken if PORT_TAKEN.search(said) else ServerFailed
+        return kind(f"{self.title} {what}:\n{last_words}")
+
+
+class PrivateServer(Server):
+    """A server as a process of ours: own directory, own ports on 127.0.0.1."""
+
     remains: ClassVar[re.Pattern[str]]
     """What it says when it cannot start yet because its last process is not quite gone."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._account = Account()
         self._directory: PrivateDirectory | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._ports: list[int] = []
-        self._was_ready = False
 
     # What the two servers answer differently
 
@@ -50,26 +197,18 @@ class PrivateServer(ABC):
         """Once, before the first start: find the program, create the data directory."""
 
     @abstractmethod
-    def _configure(self) -> None:
-        """Write what depends on the ports."""
-
-    @abstractmethod
     def _spawn(self) -> subprocess.Popen[bytes]:
         """Start the process that becomes the server itself, and what it needs beside it."""
-
-    @abstractmethod
-    def _is_ready(self) -> bool:
-        """Whether this very process takes connections."""
-
-    @abstractmethod
-    def stop(self) -> None:
-        """End it cleanly, within a bound; nothing if it does not run."""
 
     def _discard(self) -> None:
         """End it when its data no longer matters."""
         self.stop()
 
     # What they have in common
+
+    @property
+    def where(self) -> str:
+        return f"a private {self.title}"
 
     @property
     def directory(self) -> Path:
@@ -85,7 +224,7 @@ class PrivateServer(ABC):
     def process(self) -> subprocess.Popen[bytes]:
         """The server process that was started last."""
         if self._process is None:
-            raise RuntimeError(f"{self.title} has not been started")
+            raise self._not_started()
         return self._process
 
     @property
@@ -97,49 +236,19 @@ class PrivateServer(ABC):
         return self._process is not None and self._process.poll() is None
 
     @property
-    def port(self) -> int:
-        """The port that its clients use."""
-        if not self._ports:
-            raise RuntimeError(f"{self.title} has not been started")
-        return self._ports[0]
+    def ending(self) -> str:
+        return how_it_ended(self.process.wait())
 
     @property
     def _private(self) -> PrivateDirectory:
         if self._directory is None:
-            raise RuntimeError(f"{self.title} has not been started")
+            raise self._not_started()
         return self._directory
 
-    def start(self) -> None:
-        """Start it and wait until it takes connections; nothing if it runs.
-
-        Raises ServerMissing, or ServerFailed with its last words. If the first start fails, nothing is left of it.
-        """
-        if self.running:
-            return
-        if self._was_ready:
-            self._launch()
-            return
-        try:
-            self._start_first()
-        except BaseException:  # Ctrl-C as well: nobody else knows of the directory yet
-            self.close()
-            raise
-
-    def _start_first(self) -> None:
+    def _prepare(self) -> None:
         self._account = server_account()
         self._directory = PrivateDirectory(f"relay-{self.title.lower()}-", self._account)
         self._set_up()
-        for attempts_left in reversed(range(PORT_ATTEMPTS)):
-            self._ports = free_ports(self.ports_needed)
-            self._configure()
-            try:
-                self._launch()
-            except PortTaken:
-                if not attempts_left:
-                    raise
-            else:
-                self._was_ready = True
-                return
 
     def _launch(self) -> None:
         deadline = time.monotonic() + START_S
@@ -150,7 +259,7 @@ class PrivateServer(ABC):
                 return
             said = read_from(self.log, log_start)
             if not self.remains.search(said):
-                raise self._failure(f"ended with status {self._process.returncode} instead of starting", said)
+                raise self._failure(f"{self.ending} instead of starting", said)
             if time.monotonic() > deadline:
                 raise self._failure(f"could not start within {START_S:.0f} s", said)
             self._private.end_stragglers()
@@ -167,37 +276,17 @@ class PrivateServer(ABC):
                 raise self._failure(f"was not ready within {START_S:.0f} s", read_from(self.log, 0))
         return True
 
-    def _failure(self, what: str, said: str) -> ServerFailed:
-        last_words = "\n".join(said.splitlines()[-LOG_LINES:])
-        kind = PortTaken if PORT_TAKEN.search(said) else ServerFailed
-        return kind(f"{self.title} {what}:\n{last_words}")
-
     def kill(self) -> None:
-        """SIGKILL, and wait for its end; nothing if it does not run."""
         if self.running:
             end(self.process)
 
-    def restart(self) -> None:
-        """Stop it and start it again."""
-        self.stop()
-        self.start()
-
-    def close(self) -> None:
-        """Stop it and remove everything of it. It may be started again, from nothing."""
+    def _remove(self) -> None:
         try:
             self._discard()
         finally:
             if self._directory is not None:
                 self._directory.remove()
                 self._directory = None
-            self._was_ready = False
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_from(log: Path, offset: int) -> str:

@@ -1,14 +1,11 @@
 """The whole stack on private servers: provisioned, started, kept going, and stopped without a trace."""
 
 import asyncio
-import importlib.util
 import itertools
-import json
 import os
 import secrets
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +17,16 @@ import psycopg
 
 from relay.broker.connection import Connection
 from relay.broker.topology import ServiceQueue, declare_service
-from relay.demo.access import RELAY, create_database, create_role, relay_user, service_user
-from relay.demo.child import RESTART_S, Child, Say, how_it_ended
+from relay.demo.access import RELAY, SERVICES, relay_user, service_user
+from relay.demo.child import RESTART_S, Child, Say
 from relay.demo.host import LOOPBACK, ServerFailed, free_ports
-from relay.demo.postgres import PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ
-from relay.demo.server import PrivateServer
+from relay.demo.postgres import Postgres, PrivatePostgres
+from relay.demo.provision import provision, tables
+from relay.demo.rabbitmq import PrivateRabbitMQ, RabbitMQ
+from relay.demo.server import Server
+from relay.demo.told import relay_toml, service_settings
 from relay.errors import RelayError
-from relay.schema import migrate, sql_folder
 from relay.tasks import end, undisturbed
-
-SERVICES: Final = ("orders", "customers", "inventory")
 
 READY_S: Final = 60.0
 """How long the relay and the services may take until they work."""
@@ -57,40 +53,46 @@ class Addresses:
 class Stack:
     """PostgreSQL, RabbitMQ, the relay for three sources, and three services. Use it as an async context manager."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(
+        self, say: Say, postgres: type[Postgres] = PrivatePostgres, rabbitmq: type[RabbitMQ] = PrivateRabbitMQ
+    ) -> None:
         self._say = say
         self._passwords = {role: secrets.token_urlsafe(18) for role in (RELAY, *SERVICES)}
-        self._postgres = PrivatePostgres()
-        self._rabbit = PrivateRabbitMQ([relay_user(), *(service_user(name) for name in SERVICES)])
-        self._servers: dict[str, PrivateServer] = {"postgres": self._postgres, "rabbitmq": self._rabbit}
+        self._postgres = postgres()
+        self._rabbit = rabbitmq([relay_user(), *(service_user(name) for name in SERVICES)])
+        self._servers: dict[str, Server] = {"postgres": self._postgres, "rabbitmq": self._rabbit}
         self._children: dict[str, Child] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._directory = Path()
         self.addresses: Addresses
-        self.kills: Counter[str] = Counter()
-        """How often each process was killed on purpose."""
 
     @property
     def pids(self) -> dict[str, int]:
         """The processes, as they are now."""
         children = {name: child.pid for name, child in self._children.items()}
-        return children | {name: server.pid for name, server in self._servers.items()}
+        return children | {name: server.pid for name, server in self._servers.items() if server.pid is not None}
+
+    @property
+    def containers(self) -> dict[str, str]:
+        """The names of the containers, for servers that are in one."""
+        return {name: server.container for name, server in self._servers.items() if server.container is not None}
 
     @property
     def killable(self) -> list[str]:
         """The relay and the services."""
         return list(self._children)
 
-    def kill(self, name: str, held_back_s: float = RESTART_S) -> bool:
-        """SIGKILL to the relay or a service, which is started again that much later. False when it does not run."""
-        killed = self._children[name].kill(held_back_s)
-        self.kills[name] += killed
-        return killed
+    @property
+    def kills(self) -> dict[str, int]:
+        """How often each process was killed on purpose, of those that were."""
+        return {name: child.kills for name, child in self._children.items() if child.kills}
+
+    async def kill(self, name: str, held_back_s: float = RESTART_S) -> bool:
+        """SIGKILL to the relay or a service, which is started again that much later. False when it did not run."""
+        return await self._children[name].kill(held_back_s)
 
     async def __aenter__(self) -> Self:
-        if importlib.util.find_spec("services") is None:
-            hint = "Clone the repository and run `make demo` there."
-            raise DemoFailed("the demo's services come with the repository, not with the package", hint)
+        tables(SERVICES[0])  # raises ServicesMissing before anything is started
         self._directory = Path(tempfile.mkdtemp(prefix="relay-demo-"))
         try:
             await self._start()
@@ -105,10 +107,10 @@ class Stack:
         await undisturbed(self._stop())
 
     async def _start(self) -> None:
-        self._say("starting a private PostgreSQL and a private RabbitMQ")
+        self._say(f"starting {self._postgres.where} and {self._rabbit.where}")
         await self._start_servers()
         self._say("creating databases, roles and queues")
-        await asyncio.to_thread(self._provision_databases)
+        await asyncio.to_thread(provision, self._postgres.dsn("postgres"), self._passwords)
         await self._provision_queues()
         self._say("starting the relay and the services")
         ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
@@ -126,16 +128,6 @@ class Stack:
         """Both at once. A Ctrl-C waits for the threads: a server that is half started cannot be stopped."""
         await undisturbed(self._each_server(lambda server: server.start()))
 
-    def _provision_databases(self) -> None:
-        """A role and a database for each service. The relay's role owns the databases, so that it can publish them."""
-        with psycopg.connect(self._postgres.dsn("postgres"), autocommit=True) as connection:
-            for role, password in self._passwords.items():
-                create_role(connection, role, password, "LOGIN REPLICATION" if role == RELAY else "LOGIN")
-            for service in SERVICES:
-                create_database(connection, service, RELAY, [service])
-        for service in SERVICES:
-            migrate(self._relay_dsn(service), sql_folder().parent / service, service_role=service)
-
     async def _provision_queues(self) -> None:
         """The services may not write to the dead-letter exchange, so they cannot create queues that use it."""
         connection = await Connection.open(self._rabbit.amqp_url(), name="demo")
@@ -151,22 +143,17 @@ class Stack:
     def _write_config(self) -> Path:
         """A file that only we can read: it holds the passwords."""
         path = self._directory / "relay.toml"
-        lines = ["[broker]", f"url = {json.dumps(self._rabbit.amqp_url(RELAY))}", "", "[http]", 'listen = ""']
-        for service in SERVICES:
-            lines += ["", "[[source]]", f'name = "{service}"', f"dsn = {json.dumps(self._relay_dsn(service))}"]
+        dsns = {service: self._relay_dsn(service) for service in SERVICES}
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(relay_toml(self._rabbit.amqp_url(RELAY), dsns, listen=""))
         return path
 
     async def _start_children(self, ports: Mapping[str, int]) -> None:
         self._children[RELAY] = self._child(RELAY, ["relay", "run", "--config", str(self.addresses.config)], {})
         for service, port in ports.items():
-            prefix = service.upper()
-            settings = {
-                f"{prefix}_DSN": self._postgres.dsn(service, service, self._passwords[service]),
-                f"{prefix}_AMQP_URL": self._rabbit.amqp_url(service),
-                f"{prefix}_LISTEN": f"{LOOPBACK}:{port}",
-            }
+            dsn = self._postgres.dsn(service, service, self._passwords[service])
+            settings = service_settings(service, dsn, self._rabbit.amqp_url(service))
+            settings[f"{service.upper()}_LISTEN"] = f"{LOOPBACK}:{port}"
             self._children[service] = self._child(service, [f"services.{service}"], settings)
         for child in self._children.values():
             await child.start()
@@ -181,8 +168,9 @@ class Stack:
         server = self._servers[name]
         while True:
             await asyncio.sleep(WATCH_S)
-            if not server.running:
-                self._say(f"{name} {how_it_ended(server.process.returncode)}; starting it again")
+            ending = await undisturbed(asyncio.to_thread(lambda: None if server.running else server.ending))
+            if ending is not None:
+                self._say(f"{name} {ending}; starting it again")
                 try:
                     await undisturbed(asyncio.to_thread(server.start))
                 except ServerFailed as error:
@@ -226,7 +214,7 @@ class Stack:
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def _each_server(self, do: Callable[[PrivateServer], None]) -> None:
+    async def _each_server(self, do: Callable[[Server], None]) -> None:
         """Both at once, and both to their end, whatever becomes of one of them."""
         servers = [asyncio.to_thread(do, server) for server in self._servers.values()]
         results = await asyncio.gather(*servers, return_exceptions=True)

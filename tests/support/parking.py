@@ -184,9 +184,12 @@ class Slot:
         return Position(parse_lsn(str(self._database.value("SELECT pg_current_wal_insert_lsn()::text"))), 0)
 
     def advance(self) -> None:
-        """Confirm everything, and let PostgreSQL move the slot's restart_lsn behind it."""
+        """Confirm everything, and let PostgreSQL move the slot's restart_lsn behind it.
+
+        For that it needs to find its running transactions in the WAL, which a checkpoint puts there.
+        """
         for _ in range(3):
-            self._database.query("SELECT pg_log_standby_snapshot()")
+            self._database.query("CHECKPOINT")
             self.position()
         self.confirm()
 

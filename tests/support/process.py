@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGTERM, Signals
 from types import TracebackType
@@ -12,12 +12,26 @@ from typing import Any, Self
 
 WAIT_S = 60.0
 
+PYTHON_MODULE = (sys.executable, "-m")
+
 
 class Process:
-    """A Python module with JSON logs, which tell the test what has happened. Killed at the end if it still runs."""
+    """A Python module, or a program, with JSON logs, which tell the test what has happened.
 
-    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+    Killed at the end if it still runs.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        *,
+        program: Sequence[str | Path] = PYTHON_MODULE,
+        cwd: Path | None = None,
+    ) -> None:
         self._arguments = arguments
+        self._program = program
+        self._cwd = cwd
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
         self._environment = inherited | environment
         self.lines: list[dict[str, Any]] = []
@@ -26,12 +40,12 @@ class Process:
 
     async def __aenter__(self) -> Self:
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
+            *self._program,
             *self._arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
+            cwd=self._cwd,
         )
         self._reader = asyncio.create_task(self._read())
         return self

@@ -1,4 +1,7 @@
-"""The ladder: servers that the environment names, else private ones, else the test is skipped; in CI it fails."""
+"""The ladder: servers that the environment names, else our own, else the test is skipped; in CI it fails.
+
+Our own are private ones where the programs are there, else containers where a Docker engine answers.
+"""
 
 import os
 from collections.abc import Iterator
@@ -12,17 +15,36 @@ import psycopg
 import pytest
 
 from relay.demo.access import RELAY, create_role, relay_user, service_user
+from relay.demo.choice import choose_postgres, choose_rabbitmq
+from relay.demo.definitions import BrokerUser
 from relay.demo.host import ServerMissing
-from relay.demo.install import ensure_rabbitmq
-from relay.demo.postgres import PrivatePostgres
-from relay.demo.rabbitmq import BrokerUser, PrivateRabbitMQ
+from relay.demo.kind import KINDS, Kind
 
 SERVICES = ("orders", "customers", "inventory")
+
+KIND = "RELAY_TEST_SERVERS"
+"""One rung of the ladder, if no other one will do."""
+NAMED = ("RELAY_TEST_PG_DSN", "RELAY_TEST_AMQP_URL")
+"""Servers that are there."""
+
+SETTINGS = {"max_replication_slots": "50", "max_wal_senders": "50"}
+
+
+def wanted_kind() -> Kind | None:
+    """What RELAY_TEST_SERVERS says."""
+    kind = os.environ.get(KIND)
+    if not kind:
+        return None
+    if kind not in KINDS:
+        raise pytest.UsageError(f"{KIND} is {kind!r}: it may be {' or '.join(KINDS)}")
+    if named := [name for name in NAMED if os.environ.get(name)]:
+        raise pytest.UsageError(f"{KIND} starts servers, and {' and '.join(named)} names one: which shall it be?")
+    return kind
 
 
 def _missing(error: ServerMissing) -> NoReturn:
     reason = f"{error} {error.hint}"
-    if os.environ.get("CI"):
+    if os.environ.get("CI") or wanted_kind():
         pytest.fail(reason)
     pytest.skip(reason)
 
@@ -44,13 +66,13 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    """From RELAY_TEST_PG_DSN (a superuser's, as a URL), or a private one."""
+    """From RELAY_TEST_PG_DSN (a superuser's, as a URL), or one of our own."""
     given = os.environ.get("RELAY_TEST_PG_DSN")
     if given:
         yield with_roles(given)
         return
     try:
-        server = PrivatePostgres(durable=False, settings={"max_replication_slots": "50", "max_wal_senders": "50"})
+        server = choose_postgres(wanted_kind(), say=print)(durable=False, settings=SETTINGS)
         server.start()
     except ServerMissing as error:
         _missing(error)
@@ -103,7 +125,7 @@ class RabbitServer:
 
 @contextmanager
 def rabbit_server() -> Iterator[RabbitServer]:
-    """From RELAY_TEST_AMQP_URL (an administrator's; its management API at RELAY_TEST_AMQP_API), or a private one."""
+    """From RELAY_TEST_AMQP_URL (an administrator's; its management API at RELAY_TEST_AMQP_API), or one of our own."""
     given = os.environ.get("RELAY_TEST_AMQP_URL")
     if given:
         parts = urlsplit(given)
@@ -112,12 +134,11 @@ def rabbit_server() -> Iterator[RabbitServer]:
             yield server
         return
     try:
-        ensure_rabbitmq(interactive=False, say=print)
-        private = PrivateRabbitMQ()
-        private.start()
+        own = choose_rabbitmq(wanted_kind(), interactive=False, say=print)()
+        own.start()
     except ServerMissing as error:
         _missing(error)
-    with private, _with_users(private.amqp_url(), private.management_url) as server:
+    with own, _with_users(own.amqp_url(), own.management_url) as server:
         yield server
 
 

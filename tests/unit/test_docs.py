@@ -17,6 +17,7 @@ from relay.broker.topology import EXCHANGES
 from relay.capture.outbox import COLUMNS
 from relay.cli.main import cli
 from relay.config import BrokerSettings, CaptureSettings, HttpSettings, Settings, SourceSettings, TopologySettings, load
+from relay.demo import binaries
 from relay.errors import ExitCode
 from relay.messaging import dead
 from relay.saga import history
@@ -169,7 +170,7 @@ class TestCommandLine:
 
     def test_no_page_knows_a_variable_that_does_not_exist(self) -> None:
         twins = {name for verb in cli.commands.values() for name in options(verb).values()}
-        known = twins | {twin(setting, number) for setting in settings() for number in (0, 1)}
+        known = twins | {binaries.VARIABLE} | {twin(setting, number) for setting in settings() for number in (0, 1)}
         known |= {f"RELAY_SOURCE__0__CAPTURE__{number}__{key.upper()}" for key in capture_keys() for number in (0, 1)}
         tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
         for path in PAGES:
@@ -272,6 +273,21 @@ class TestConfiguration:
         )
 
 
+class TestDocker:
+    def test_every_container_of_the_stack_is_told(self) -> None:
+        services = page("docker-compose.yml").partition("\nservices:\n")[2].partition("\nconfigs:\n")[0]
+        told = [code(row[0])[0] for row in table(page("docs/docker.md"), "container")]
+        assert sorted(told) == sorted(re.findall(r"^  (\w+):$", services, re.MULTILINE))
+
+    def test_every_variable_of_the_stack_is_told_with_its_default(self) -> None:
+        told = [
+            (name, default)
+            for row in table(page("docs/docker.md"), "variable")
+            for name, default in zip(code(row[0]), code(row[1]), strict=True)
+        ]
+        assert sorted(told) == sorted(re.findall(r"\$\{(\w+):-([^}]+)\}", page("docker-compose.yml")))
+
+
 class TestMessages:
     def test_every_column_of_the_outbox_is_told(self) -> None:
         written = fenced(page("docs/messages.md"), "sql")[0]
@@ -340,13 +356,13 @@ class TestReferences:
 
     @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
     def test_every_target_of_make_exists(self, path: Path) -> None:
-        existing = set(re.findall(r"^([a-z]+):", page("Makefile"), re.MULTILINE))
+        existing = set(re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE))
         text = path.read_text(encoding="utf-8")
         lines = [line for block in fenced(text, "sh") for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
-        assert {target for line in lines for target in re.findall(r"^make ([a-z]+)", line)} <= existing
+        assert {target for line in lines for target in re.findall(r"^make ([a-z-]+)", line)} <= existing
 
     def test_every_target_of_make_is_told(self) -> None:
-        targets = set(re.findall(r"^([a-z]+):.*##", page("Makefile"), re.MULTILINE)) - {"help"}
+        targets = set(re.findall(r"^([a-z-]+):.*##", page("Makefile"), re.MULTILINE)) - {"help"}
         assert {target for target in targets if f"make {target}" not in page("CONTRIBUTING.md")} == set()
 
 

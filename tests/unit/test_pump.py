@@ -410,6 +410,33 @@ def test_a_transaction_that_takes_long_to_read_is_logged_with_its_counts(
     assert "0/BE was read for 6 s" in last.getMessage()
 
 
+async def test_a_transaction_counts_as_long_from_its_beginning_although_the_broker_had_no_room_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pump_module, "time", clock)
+    caplog.set_level("INFO")
+    stage.outlet.opened.clear()
+    await stage.receives(begin(190), outbox(), event("a"))
+    clock.now_s += 6
+    stage.outlet.opened.set()
+    await stage.settles_down()
+    assert ["0/BE has been read for 6 s" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_transaction_that_took_long_is_logged_at_its_end_if_there_was_no_moment_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pump_module, "time", clock)
+    caplog.set_level("INFO")
+    long = LongTransaction(SourceLog("shop", "relay_shop"))
+    long.look(Progress(CONFIRMED).begin(Lsn(190), datetime.now(UTC)))
+    clock.now_s += 6
+    long.look(None)
+    assert ["0/BE was read for 6 s" in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_a_transaction_that_is_read_at_once_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     long = LongTransaction(SourceLog("shop", "relay_shop"))

@@ -1,5 +1,9 @@
 """The settings of a service: all that are wrong are reported at once, and none of them is shown."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from relay.errors import ConfigError, ExitCode
@@ -75,3 +79,36 @@ def test_what_is_no_address_is_refused(environment: pytest.MonkeyPatch, listen: 
     environment.setenv("SHOP_LISTEN", listen)
     with pytest.raises(ConfigError, match="SHOP_LISTEN"):
         read(ShopSettings)
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    (tmp_path / "shop_dsn").write_text(f"{DSN}\n")
+    (tmp_path / "shop_amqp_url").write_text(AMQP_URL)
+    return tmp_path
+
+
+def test_secrets_may_be_files(secrets: Path) -> None:
+    settings = read(ShopSettings, secrets)
+    assert (settings.dsn.get_secret_value(), settings.amqp_url.get_secret_value()) == (DSN, AMQP_URL)
+
+
+def test_the_environment_comes_before_files(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_DSN", "postgresql://shop@elsewhere/shop")
+    assert read(ShopSettings, secrets).dsn.get_secret_value() == "postgresql://shop@elsewhere/shop"
+
+
+def test_a_file_that_is_wrong_is_said_and_not_shown(secrets: Path) -> None:
+    (secrets / "shop_amqp_url").write_text("http://orders:hunter2@somewhere")
+    with pytest.raises(ConfigError, match="SHOP_AMQP_URL") as wrong:
+        read(ShopSettings, secrets)
+    assert "hunter2" not in str(wrong.value)
+
+
+def test_a_file_that_may_not_be_read_is_named(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))  # root may read everything
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"Permission denied: .*shop_dsn"):
+        read(ShopSettings, secrets)

@@ -1,0 +1,1 @@
+"""What needs a Docker engine: the image, the compose stack, machines with nothing on them."""
