@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from signal import SIGKILL
 from typing import Any
 
 import httpx
@@ -14,12 +15,13 @@ from relay.demo.access import RELAY, relay_user
 from relay.demo.postgres import PrivatePostgres
 from relay.demo.rabbitmq import PrivateRabbitMQ
 from tests.acceptance.saga_world import halt
+from tests.acceptance.saga_world.agency import Journey
 from tests.acceptance.saga_world.books import Trip
-from tests.acceptance.saga_world.contracts import BookRoom, CancelRoom, CancelSeat, ReserveMoney
+from tests.acceptance.saga_world.contracts import BookRoom, CancelRoom, CancelSeat, IssueTicket, ReserveMoney
 from tests.acceptance.saga_world.halt import Halt
 from tests.acceptance.saga_world.plans import How, gate
-from tests.acceptance.saga_world.stage import AGENCY, Servers
-from tests.acceptance.saga_world.verdict import assert_adds_up
+from tests.acceptance.saga_world.stage import AGENCY, CALLER, Servers
+from tests.acceptance.saga_world.verdict import assert_adds_up, assert_in_time, assert_never_begun, assert_told_once
 from tests.acceptance.saga_world.world import World
 from tests.support.mailbox import QUEUE_IS_DURABLE_S
 from tests.support.servers import RabbitServer, with_roles
@@ -60,7 +62,7 @@ def own() -> Iterator[tuple[Own, Servers]]:
 async def stage(own: tuple[Own, Servers], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     """Three instances of the agency, the suppliers and the relay: the same for all stories."""
     async with World(own[1], tmp_path_factory.mktemp("world"), agencies=len(INSTANCES)) as world:
-        halt.install(world, AGENCY, "relay.saga_log")
+        halt.install(world, AGENCY, "relay.saga_log", "relay.saga_timer")
         halt.install(world, "hotel", "ledger")
         yield world
 
@@ -70,12 +72,13 @@ async def world(stage: World) -> AsyncIterator[World]:
     """At the end of each story all its sagas have ended and everything adds up. Who was killed is started again."""
     stage.trips.clear()
     yield stage
-    await stage.until_all_end(within_s=RECOVERY_S)
-    await assert_adds_up(stage)
-    for runner in stage.runners.values():
-        if runner.process is None:
-            await runner.start()
-            await runner.ready()
+    try:
+        await stage.until_all_end(within_s=RECOVERY_S)
+        await assert_adds_up(stage)
+    finally:
+        for name, runner in stage.runners.items():
+            if runner.process is None:
+                await stage.restart(name)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Point:
     saga: str = "journey"
     plans: tuple[tuple[str, Any, How], ...] = ()
     end: str = "COMPLETED"
+    hotel: str | None = "Ritz"
 
     def __str__(self) -> str:
         return " ".join(str(word) for word in (self.event, self.step, self.attempt) if word is not None)
@@ -97,18 +101,26 @@ class Point:
         said = {"event": self.event, "step": self.step, "attempt": self.attempt}
         return {name: value for name, value in said.items() if value is not None}
 
+    @property
+    def timed(self) -> bool:
+        """Whether it is planned that somebody does not answer in time."""
+        return any(how is How.HOLD for _, _, how in self.plans)
+
 
 REFUSED = (("bank", ReserveMoney, How.REFUSE),)
 HELD = (("hotel", BookRoom, How.HOLD),)
 UNSURE = (*REFUSED, ("hotel", CancelRoom, How.HOLD))
+HOPELESS = (*REFUSED, *[("hotel", CancelRoom, How.BUSY)] * 3)
 POINTS = (
     # a reply is handled
     Point("StepSucceeded", "book_seat"),
+    Point("StepSkipped", "book_room", hotel=None),
     Point("StepSucceeded", "confirm"),
     Point("SagaCompleted"),
     Point("StepFailed", "reserve_money", plans=REFUSED, end="COMPENSATED"),
     Point("StepCompensated", "book_room", plans=REFUSED, end="COMPENSATED"),
     Point("SagaCompensated", plans=REFUSED, end="COMPENSATED"),
+    Point("SagaSuspended", "book_room", saga="fragile", plans=HOPELESS, end="SUSPENDED"),
     # a timer is fired
     Point("StepTimedOut", "book_room", saga="hasty", plans=HELD),
     Point("StepStarted", "book_room", 2, plans=(("hotel", BookRoom, How.BUSY),)),
@@ -117,13 +129,18 @@ POINTS = (
 )
 
 
-@pytest.mark.parametrize("at_commit", [False, True], ids=["before-the-commit", "between-commit-and-acknowledgement"])
+either_side_of_the_commit = pytest.mark.parametrize(
+    "at_commit", [False, True], ids=["before-the-commit", "between-commit-and-acknowledgement"]
+)
+
+
+@either_side_of_the_commit
 @pytest.mark.parametrize("point", POINTS, ids=str)
 async def test_one_of_three_instances_is_killed_and_another_goes_on(
     world: World, point: Point, at_commit: bool
 ) -> None:
     """Once, and without the one that was killed."""
-    journey = world.journey()
+    journey = world.journey(hotel=point.hotel)
     for where, what, how in point.plans:
         world.plan(where, journey, what, how)
     async with world.gate_shut("hotel", journey):
@@ -133,8 +150,132 @@ async def test_one_of_three_instances_is_killed_and_another_goes_on(
         await world.until_told(trip, point.event, point.step)
     await world.until(trip, "COMPLETED", "COMPENSATED", "SUSPENDED")
     assert world.status(trip) == point.end, world.story(trip)
-    if point.event.startswith("Saga"):
-        assert [told.event for told in world.story(trip)].count(point.event) == 1
+    assert_told_once(world, trip)
+    if not point.timed:
+        assert_in_time(world, trip)
+    if point.end == "SUSPENDED":
+        world.trips.remove(trip)  # it stays so
+
+
+def lost_ticket(world: World) -> Journey:
+    """A journey that is suspended at its ticket, and goes on when the gate of the flights is opened."""
+    journey = world.journey()
+    world.plan("flights", journey, IssueTicket, How.BUSY, times=2)
+    world.plan("flights", journey, IssueTicket, How.HOLD)
+    return journey
+
+
+@either_side_of_the_commit
+async def test_who_suspends_a_saga_is_killed_and_another_suspends_it(world: World, at_commit: bool) -> None:
+    """Once, for the same reason. It can go on after that."""
+    journey = lost_ticket(world)
+    async with world.gate_shut("flights", journey):
+        async with Halt(world, AGENCY, {"event": "SagaSuspended"}, at_commit=at_commit) as here:
+            trip = await world.start("hasty", journey)
+            await world.runners[await here.reached()].kill()
+        await world.until(trip, "SUSPENDED")
+        assert world.reason(trip) == "issue_ticket: no reply within 1 s"
+    await world.until(trip, "COMPLETED")
+    assert_told_once(world, trip)
+
+
+@either_side_of_the_commit
+async def test_who_goes_on_with_a_suspended_saga_is_killed_and_another_goes_on(world: World, at_commit: bool) -> None:
+    journey = lost_ticket(world)
+    step = {"event": "StepSucceeded", "step": "issue_ticket"}
+    async with Halt(world, AGENCY, step, at_commit=at_commit) as here:
+        async with world.gate_shut("flights", journey):
+            trip = await world.start("hasty", journey)
+            await world.until(trip, "SUSPENDED")
+        await world.runners[await here.reached()].kill()
+    await world.until(trip, "COMPLETED")
+    assert_told_once(world, trip)
+
+
+LET_IN = {"purpose": "lock"}
+"""A timer: the last thing that the end of a saga does for the one that waits for its lock."""
+BEGINS = {"event": "SagaStarted", "ordinal": 2}
+"""Of a saga that has waited: that was its first event."""
+
+
+@either_side_of_the_commit
+@pytest.mark.parametrize("moment", [LET_IN, BEGINS], ids=["lets-it-in", "begins-it"])
+async def test_who_lets_in_a_saga_that_waits_is_killed_and_another_lets_it_in(
+    world: World, moment: dict[str, Any], at_commit: bool
+) -> None:
+    """Once, and not before the saga that had the lock has ended."""
+    first = world.journey()
+    second = world.journey(traveller=first.traveller)
+    world.plan("bank", first, ReserveMoney, How.HOLD)
+    async with Halt(world, AGENCY, moment, at_commit=at_commit) as here:
+        async with world.gate_shut("bank", first):
+            trips = [await world.start("turn", journey) for journey in (first, second)]
+            await world.until_held("bank", gate(first.trip_id))
+            assert world.status(trips[1]) == "WAITING"
+        await world.runners[await here.reached()].kill()
+    for trip in trips:
+        await world.until(trip, "COMPLETED")
+        assert_told_once(world, trip)
+        assert_in_time(world, trip)
+    assert world.told_at(trips[0], "SagaCompleted") < world.told_at(trips[1], "SagaStarted")
+
+
+async def call_and_die(world: World, here: Halt, verb: str, *about: str) -> None:
+    """Somebody calls the agency, and whoever answers is killed where he halts."""
+    async with world.calling(verb, *about) as caller:
+        assert await here.reached() == CALLER
+        await caller.end(SIGKILL)
+
+
+either_side_of_the_answer = pytest.mark.parametrize(
+    "at_commit", [False, True], ids=["before-the-commit", "between-commit-and-answer"]
+)
+
+
+@either_side_of_the_answer
+@pytest.mark.parametrize("waits", [False, True], ids=["at-once", "behind-another"])
+async def test_who_starts_a_saga_is_killed_and_it_has_begun_or_never_was(
+    world: World, waits: bool, at_commit: bool
+) -> None:
+    """The others go on with one that has begun. One that has not left nothing, and can be started again."""
+    first = world.journey()
+    journey = world.journey(traveller=first.traveller)
+    world.plan("bank", first, ReserveMoney, How.HOLD)
+    async with world.gate_shut("bank", first):
+        if waits:
+            await world.start("turn", first)
+        event = "SagaWaiting" if waits else "SagaStarted"
+        async with Halt(world, AGENCY, {"event": event}, at_commit=at_commit) as here:
+            await call_and_die(world, here, "start", "turn", journey.model_dump_json())
+        await world.until_caller_is_gone()
+        if at_commit:
+            world.trips += world.about(journey)
+        else:
+            assert_never_begun(world, journey)
+            await world.start("turn", journey)
+    (trip,) = world.about(journey)
+    await world.until(trip, "COMPLETED")
+    assert_told_once(world, trip)
+    assert_in_time(world, trip)
+
+
+@either_side_of_the_answer
+async def test_who_aborts_a_saga_is_killed_and_it_is_undone_or_goes_on(world: World, at_commit: bool) -> None:
+    journey = world.journey()
+    world.plan("hotel", journey, BookRoom, How.HOLD)
+    async with world.gate_shut("hotel", journey):
+        trip = await world.start("package", journey)
+        await world.until_told(trip, "StepSucceeded", "book_seat")
+        async with Halt(world, AGENCY, {"event": "SagaAborted"}, at_commit=at_commit) as here:
+            await call_and_die(world, here, "abort", str(trip.saga_id))
+        await world.until_caller_is_gone()
+        assert world.status(trip) == ("COMPENSATING" if at_commit else "RUNNING")
+        if at_commit:  # the others go on with what he has begun
+            await world.until_told(trip, "StepCompensated", "book_seat")
+    await world.until(trip, "COMPENSATED" if at_commit else "COMPLETED")
+    assert_told_once(world, trip)
+    assert_in_time(world, trip)
+    assert (world.reason(trip) == "changed his mind") == at_commit
 
 
 async def test_idle_instances_are_killed_and_the_last_one_goes_on(world: World) -> None:
@@ -164,7 +305,7 @@ async def test_all_instances_are_killed_and_go_on_when_they_are_back(world: Worl
     assert [world.status(trip) for trip in trips[1:]] == ["COMPENSATED"] * 2
 
 
-@pytest.mark.parametrize("at_commit", [False, True], ids=["before-the-commit", "between-commit-and-acknowledgement"])
+@either_side_of_the_commit
 @pytest.mark.parametrize("command", ["BookRoom", "CancelRoom"])
 async def test_a_supplier_is_killed_and_does_its_part_once(world: World, command: str, at_commit: bool) -> None:
     journey = world.journey()

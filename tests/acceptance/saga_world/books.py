@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from tests.acceptance.saga_world.agency import Journey
-from tests.acceptance.saga_world.stage import AGENCY, SUPPLIERS
+from tests.acceptance.saga_world.stage import AGENCY, CALLER, SUPPLIERS
 from tests.support.database import Database
 from tests.support.waiting import eventually
 
@@ -57,6 +58,16 @@ class Books:
         )
         return [str(name) for (name,) in self.databases[where].query(text, key)]
 
+    async def until_caller_is_gone(self) -> None:
+        """Wait until PostgreSQL has ended what a caller was doing who was killed, the one way or the other."""
+        text = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
+        await eventually(lambda: self.databases[AGENCY].value(text, CALLER) == 0)
+
+    def about(self, journey: Journey) -> list[Trip]:
+        """The sagas about a journey, whoever has started them."""
+        text = "SELECT id FROM relay.saga WHERE state ->> 'trip_id' = %s"
+        return [Trip(UUID(str(id)), journey) for (id,) in self.databases[AGENCY].query(text, str(journey.trip_id))]
+
     def status(self, trip: Trip) -> str:
         """Of the saga."""
         return str(self.databases[AGENCY].value("SELECT status FROM relay.saga WHERE id = %s", trip.saga_id))
@@ -95,6 +106,11 @@ class Books:
         """The log of the saga."""
         text = "SELECT event, step, attempt, reason FROM relay.saga_log WHERE saga_id = %s ORDER BY ordinal"
         return [Told(*row) for row in self.databases[AGENCY].query(text, trip.saga_id)]  # type: ignore[arg-type]
+
+    def told_at(self, trip: Trip, event: str) -> datetime:
+        """When an event was told that is told once."""
+        text = "SELECT at FROM relay.saga_log WHERE saga_id = %s AND event = %s"
+        return self.databases[AGENCY].value(text, trip.saga_id, event)  # type: ignore[return-value]
 
     def steps(self, trip: Trip, event: str) -> list[str]:
         """The steps to which this happened, in its order."""

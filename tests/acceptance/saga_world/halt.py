@@ -31,9 +31,9 @@ _TRIGGERS: Final = """
 """
 
 
-def install(books: Books, where: str, table: str) -> None:
-    """Let transactions of a database halt at what they insert into this table."""
-    books.databases[where].query(_SCHEMA + _TRIGGERS.format(table=table))
+def install(books: Books, where: str, *tables: str) -> None:
+    """Let transactions of a database halt at what they insert into these tables."""
+    books.databases[where].query(_SCHEMA + "".join(_TRIGGERS.format(table=table) for table in tables))
 
 
 class Halt:

@@ -16,6 +16,8 @@ from tests.support.process import Process
 from tests.support.servers import PostgresServer, RabbitServer
 
 AGENCY: Final = "agency"
+CALLER: Final = "caller"
+"""The agency's API: the name of the process."""
 SUPPLIERS: Final = tuple(OFFERS)
 NAMES: Final = (AGENCY, *SUPPLIERS)
 

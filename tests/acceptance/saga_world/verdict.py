@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from relay.saga import log
 from relay.saga.record import Record, rebuild
+from tests.acceptance.saga_world.agency import Journey
 from tests.acceptance.saga_world.books import Trip
 from tests.acceptance.saga_world.stage import AGENCY, SUPPLIERS
 from tests.acceptance.saga_world.world import World
@@ -39,6 +40,32 @@ async def assert_as_told(world: World, trip: Trip) -> None:
     told = await log.read(world.connection, trip.saga_id)
     assert len(told) == events
     assert rebuild(told) == Record.of(status, state, progress, reason), trip  # type: ignore[arg-type]
+
+
+def assert_told_once(world: World, trip: Trip) -> None:
+    """Nothing has happened twice: what was taken from one who was killed was done by another, and by nobody else."""
+    told = Counter((told.event, told.step, told.attempt) for told in world.story(trip))
+    assert max(told.values()) == 1, story(world, trip)
+
+
+def assert_in_time(world: World, trip: Trip) -> None:
+    """Nobody was waited for in vain. Where something was lost, another attempt would have made up for it."""
+    assert not [told for told in world.story(trip) if "no reply" in (told.reason or "")], story(world, trip)
+
+
+def assert_never_begun(world: World, journey: Journey) -> None:
+    """No saga is about it, and there is nothing that one would leave: a lock, a timer, a command, what a step wrote."""
+    agency = world.databases[AGENCY]
+    assert world.about(journey) == []
+    for table in ("saga_log", "saga_timer", "saga_lock"):
+        orphans = (
+            f"SELECT count(*) FROM relay.{table} AS t WHERE NOT EXISTS (SELECT FROM relay.saga WHERE id = t.saga_id)"
+        )
+        assert agency.value(orphans) == 0, table
+    trip = str(journey.trip_id)
+    assert agency.value("SELECT count(*) FROM relay.outbox WHERE payload ->> 'trip_id' = %s", trip) == 0
+    assert agency.value("SELECT count(*) FROM trip WHERE id = %s", trip) == 0
+    assert agency.value("SELECT count(*) FROM diary WHERE trip = %s", trip) == 0
 
 
 def assert_completed(world: World, trip: Trip) -> None:

@@ -20,7 +20,7 @@ from tests.acceptance.saga_world.__main__ import plans_pool
 from tests.acceptance.saga_world.agency import Agency, Journey
 from tests.acceptance.saga_world.books import Books, Trip
 from tests.acceptance.saga_world.plans import How, Plans, gate
-from tests.acceptance.saga_world.stage import AGENCY, NAMES, Runner, Servers
+from tests.acceptance.saga_world.stage import AGENCY, CALLER, NAMES, Runner, Servers
 from tests.support.database import Database, Databases
 from tests.support.process import Process, configured_relay
 
@@ -172,6 +172,11 @@ class World(Books):
         """Somebody has changed his mind."""
         async with self.connection.transaction():
             return await self.agency.orchestrator.abort(trip.saga_id, "changed his mind", self.connection)
+
+    def calling(self, verb: str, *about: str) -> Process:
+        """Start a saga or abort one, as `start` and `abort` do, in a process of its own, which the test may kill."""
+        dsn = f"{self.databases[AGENCY].role_dsn(AGENCY)}?application_name={CALLER}"
+        return Process(["tests.acceptance.saga_world.caller", verb, *about], {"WORLD_DSN": dsn})
 
     @asynccontextmanager
     async def gate_shut(self, where: str, journey: Journey) -> AsyncIterator[None]:
