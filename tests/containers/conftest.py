@@ -41,7 +41,7 @@ def engine() -> None:
         for command in ("info", "compose version"):
             docker(*command.split(), within_s=ANSWER_S)
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stdout", None) or error
+        said = str(getattr(error, "stdout", None) or error).strip().splitlines()[-1]
         reason = f"there is no Docker engine with compose: {said}"
         if os.environ.get("CI"):
             pytest.fail(reason)

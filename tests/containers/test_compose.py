@@ -168,6 +168,7 @@ async def test_the_load_places_orders_until_it_is_told_to_stop(stack: Compose) -
     stack.run("--profile", "load", "stop", "load")
     assert stack.inspect("load")["State"]["ExitCode"] == 0
     assert stack.words("load").splitlines()[-1] == "stopped"
+    stack.run("--profile", "load", "rm", "--force", "load")
 
 
 def test_a_relay_that_is_stopped_lets_arrive_what_is_in_flight(stack: Compose) -> None:
@@ -190,5 +191,5 @@ async def test_another_start_with_new_passwords_finds_everything_again(stack: Co
 
 
 def test_down_leaves_nothing(stack: Compose) -> None:
-    stack.down()
+    stack.run("down", "-v")
     assert stack.remains() == {"container": [], "volume": [], "network": []}

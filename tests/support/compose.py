@@ -36,7 +36,8 @@ class Compose:
         self.urls = {name: f"http://{LOOPBACK}:{port}" for name, port in ports.items()}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE_", "LOAD_"))}
         chosen = {f"{name.upper()}_PORT": str(port) for name, port in ports.items()}
-        self._environment = inherited | chosen | {"SAGA_RELAY_IMAGE": image}
+        # By its option the name would have compose look at labels only, and not at the file, when it removes things.
+        self._environment = inherited | chosen | {"COMPOSE_PROJECT_NAME": self.project, "SAGA_RELAY_IMAGE": image}
 
     def up(self, *options: str) -> None:
         """Start everything and wait until it is healthy. Raises Failed, with what was logged meanwhile."""
@@ -54,9 +55,8 @@ class Compose:
 
     def attempt(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """A command that may fail."""
-        command = ["docker", "compose", "--project-name", self.project, "--ansi", "never", *arguments]
         return subprocess.run(
-            command,
+            ["docker", "compose", "--ansi", "never", *arguments],
             cwd=ROOT,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -94,8 +94,8 @@ class Compose:
         return self.attempt("--profile", "load", "logs", "--tail", LAST_LINES).stdout
 
     def down(self) -> None:
-        """Stop everything and remove it, its data too."""
-        self.run("down", "--volumes")
+        """Stop everything and remove it, whatever a test has left."""
+        self.run("--profile", "load", "down", "--volumes")
 
     def remains(self) -> dict[str, list[str]]:
         """What is there of it."""
