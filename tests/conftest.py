@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import settings
 
 from tests.support.database import Database, Databases
 from tests.support.servers import PostgresServer, RabbitServer, postgres_server, rabbit_server, wanted_kind
+
+# How long an example takes says more of what else the machine does. Each test has a timeout.
+settings.register_profile("unhurried", settings(), deadline=None)
+settings.load_profile("unhurried")
 
 CONTAINERS = "containers"
 """The mark of tests that start containers of their own."""
