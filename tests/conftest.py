@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from tests.support.servers import PostgresServer, RabbitServer, postgres_server,
 # How long an example takes says more of what else the machine does. Each test has a timeout.
 settings.register_profile("unhurried", settings(), deadline=None)
 settings.load_profile("unhurried")
+
+# A shell without job control starts what runs in the background deaf to Ctrl-C, and children inherit that. Some tests
+# send Ctrl-C to theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONTAINERS = "containers"
 """The mark of tests that start containers of their own."""
