@@ -28,7 +28,8 @@ BATCH_S: Final = 1.0
 
 FRESH_S: Final = 0.5
 """Timers that became due no longer ago than this come first: they can still be fired in time. Those of a crowd that is
-due at once are soon late, and what becomes due after them is not."""
+due at once are soon late, and what becomes due after them is not. (The latest first, without a limit, is worse: what is
+overtaken once, by the next attempts of that crowd, is overtaken again and again.)"""
 
 LATE_EVERY: Final = 4
 """In every fourth transaction the timers that wait longest come first, so that they are never forgotten."""
