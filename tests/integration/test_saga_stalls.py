@@ -4,7 +4,6 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -14,7 +13,6 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel
 
 from relay.broker.properties import Delivery
@@ -31,6 +29,7 @@ from tests.support.saga import (
     hear,
     last_sent,
     logged,
+    pool_of,
     sent,
     status_of,
     then_the_log_tells_the_record,
@@ -175,14 +174,6 @@ every_stall = pytest.mark.parametrize(
 async def conn(database: Database) -> AsyncIterator[AsyncConnection[TupleRow]]:
     async with await connect(database) as connection:
         yield connection
-
-
-@asynccontextmanager
-async def pool_of(database: Database) -> AsyncIterator[AsyncConnectionPool[AsyncConnection[TupleRow]]]:
-    async with AsyncConnectionPool(
-        database.role_dsn("orders"), min_size=1, max_size=4, kwargs={"autocommit": True}, open=False
-    ) as pool:
-        yield pool
 
 
 async def given_it_stalls(

@@ -11,14 +11,22 @@ from uuid import UUID
 import pytest
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel
 
 from relay.messaging import Command, Done, Event, Failure, NotInTransaction, Operation, Retry, Service, Transaction
 from relay.saga import Orchestrator, Saga, jobs, timers
 from relay.tasks import end
 from tests.support.database import Database
-from tests.support.saga import connect, hear, last_sent, logged, sent, status_of, then_the_log_tells_the_record
+from tests.support.saga import (
+    connect,
+    hear,
+    last_sent,
+    logged,
+    pool_of,
+    sent,
+    status_of,
+    then_the_log_tells_the_record,
+)
 from tests.support.waiting import eventually
 
 CROWD = 10_000
@@ -107,14 +115,6 @@ class Queueing:
 async def conn(database: Database) -> AsyncIterator[AsyncConnection[TupleRow]]:
     async with await connect(database) as connection:
         yield connection
-
-
-@asynccontextmanager
-async def pool_of(database: Database) -> AsyncIterator[AsyncConnectionPool[AsyncConnection[TupleRow]]]:
-    async with AsyncConnectionPool(
-        database.role_dsn("orders"), min_size=2, max_size=4, kwargs={"autocommit": True}, open=False
-    ) as pool:
-        yield pool
 
 
 @asynccontextmanager

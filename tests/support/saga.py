@@ -1,13 +1,15 @@
 """What the tests of the saga engine share: answering commands as participants do, and looking at what is stored."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
 from pydantic import JsonValue
 
 from relay.broker.properties import ATTEMPT, COMPENSATION, Delivery, HeaderValue, Properties
@@ -114,3 +116,12 @@ async def then_the_log_tells_the_record(conn: AsyncConnection[Any], database: Da
     ordinals = database.query("SELECT ordinal FROM relay.saga_log WHERE saga_id = %s ORDER BY at, ordinal", saga_id)
     assert ordinals == [(number,) for number in range(1, len(ordinals) + 1)]
     assert database.value("SELECT events FROM relay.saga WHERE id = %s", saga_id) == len(ordinals)
+
+
+@asynccontextmanager
+async def pool_of(database: Database) -> AsyncIterator[AsyncConnectionPool[AsyncConnection[TupleRow]]]:
+    """Connections of the service orders, as its jobs get them."""
+    async with AsyncConnectionPool(
+        database.role_dsn("orders"), min_size=1, max_size=4, kwargs={"autocommit": True}, open=False
+    ) as pool:
+        yield pool
