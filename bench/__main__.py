@@ -24,7 +24,7 @@ from bench.report import sagas_report, tables, targets, updated
 from bench.run import Run
 from bench.servers import IMAGE, BrokerMaker, broker_maker, postgres
 from bench.subject import captures_tables, has_sagas
-from relay.demo.postgres import PrivatePostgres
+from relay.demo.servers.postgres import PrivatePostgres
 
 BUDGET_S: Final = 14.5 * 60
 """The short run has to end within 15 minutes: by then its last measurement is over, and it cleans up."""

@@ -17,8 +17,8 @@ from bench.matrix import Capture, Shape
 from bench.rows import prepared, written
 from bench.subject import Relay, migrate
 from relay.demo.access import RELAY, create_database, create_role
-from relay.demo.host import LOOPBACK
-from relay.demo.postgres import PrivatePostgres
+from relay.demo.servers.host import LOOPBACK
+from relay.demo.servers.postgres import PrivatePostgres
 
 POLL_S: Final = 0.01
 RELEASE_S: Final = 10.0

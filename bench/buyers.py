@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from bench.helper import end_with_parent, say
-from relay.demo.host import LOOPBACK
+from relay.demo.servers.host import LOOPBACK
 
 CONNECTIONS: Final = 16
 """Orders that are under way at once, at most. Their service has as many connections to its database."""

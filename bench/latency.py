@@ -16,7 +16,7 @@ from bench.statistics import Percentiles
 from bench.subject import Relay
 from bench.throughput import READY_S, drain
 from bench.times import delays_ms, read_times
-from relay.demo.host import LOOPBACK
+from relay.demo.servers.host import LOOPBACK
 
 PHASE_S: Final = 10.0
 """How long each rate is kept."""

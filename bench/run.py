@@ -33,7 +33,7 @@ from bench.saga import measure as measure_sagas
 from bench.servers import BrokerMaker
 from bench.shop import Shop
 from bench.throughput import Sample, Throughput
-from relay.demo.postgres import PrivatePostgres
+from relay.demo.servers.postgres import PrivatePostgres
 
 Say = Callable[[str], None]
 

@@ -18,9 +18,9 @@ from bench.helper import MeasurementFailed
 from bench.wire import Client, FrameError
 from relay.broker.properties import EVENTS
 from relay.broker.topology import EXCHANGES
-from relay.demo.host import find_program
-from relay.demo.postgres import PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers.host import find_program
+from relay.demo.servers.postgres import PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 
 IMAGE: Final = "rabbitmq:4-management"
 

@@ -13,8 +13,8 @@ from bench.buyers import CUSTOMERS
 from bench.machine import Used, used
 from bench.servers import BrokerMaker
 from bench.subject import Subject, command
-from relay.demo.host import LOOPBACK, free_ports
-from relay.demo.postgres import PrivatePostgres
+from relay.demo.servers.host import LOOPBACK, free_ports
+from relay.demo.servers.postgres import PrivatePostgres
 
 ORDERS: Final = "orders"
 CUSTOMER_SERVICE: Final = "customers"

@@ -16,7 +16,7 @@ from pika import amqp_object, spec
 
 from bench.helper import end_with_parent, say
 from bench.wire import CHUNK_BYTES, FRAME_MAX, PROTOCOL, PUBLISH, FrameError, Reader, decoded, encoded
-from relay.demo.host import LOOPBACK
+from relay.demo.servers.host import LOOPBACK
 
 CHANNELS: Final = 2047
 """As many as RabbitMQ allows."""

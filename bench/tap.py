@@ -18,7 +18,7 @@ from pika import spec
 from bench.helper import end_with_parent, say
 from bench.times import stamp_of, write_times
 from bench.wire import CHUNK_BYTES, CONNECT_S, PROTOCOL, PUBLISH, Reader, decoded
-from relay.demo.host import LOOPBACK
+from relay.demo.servers.host import LOOPBACK
 
 
 class Observer:

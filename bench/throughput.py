@@ -15,8 +15,8 @@ from bench.helper import Helper, MeasurementFailed, number
 from bench.matrix import Queue
 from bench.servers import QUEUE, BrokerMaker, declare, programs
 from bench.subject import PUBLICATIONS, Relay
-from relay.demo.host import LOOPBACK
-from relay.demo.postgres import PrivatePostgres
+from relay.demo.servers.host import LOOPBACK
+from relay.demo.servers.postgres import PrivatePostgres
 
 WINDOW: Final = 1000
 """Messages that the bare publisher has unconfirmed at most."""

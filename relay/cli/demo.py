@@ -15,7 +15,7 @@ import click
 from relay.cli.options import OutputFormat, format_option
 from relay.cli.report import Report
 from relay.config import Settings, load
-from relay.demo.kind import KINDS, Kind
+from relay.demo.servers.kind import KINDS, Kind
 from relay.errors import ExitCode, RelayError
 from relay.tasks import end
 from relay.wal.lag import Lag, measure
@@ -106,8 +106,8 @@ def demo(
 
     tables(SERVICES[0])  # raises ServicesMissing before a server is installed or started
     try:
-        from relay.demo.choice import choose_postgres, choose_rabbitmq
         from relay.demo.play import Plan
+        from relay.demo.servers.choice import choose_postgres, choose_rabbitmq
         from relay.demo.stack import Stack
 
         postgres = choose_postgres(servers, _say)

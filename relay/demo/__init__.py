@@ -1,1 +1,1 @@
-"""Private servers and the whole stack, for `relay demo` and the tests. It never touches a server that already runs."""
+"""The demo: the whole stack on servers of its own, its orders, its chaos, and the audit of what came of them."""

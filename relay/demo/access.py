@@ -6,7 +6,7 @@ from typing import Final, LiteralString
 
 from psycopg import Connection, sql
 
-from relay.demo.definitions import NOTHING, BrokerUser
+from relay.demo.servers.definitions import NOTHING, BrokerUser
 
 _EXCHANGES: Final = r"relay\.(events|commands|replies|dead)"
 

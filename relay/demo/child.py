@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from relay.demo.servers.host import how_it_ended
+
 STOP_S: Final = 20.0
 """How long a child may take to finish what it is doing after SIGTERM."""
 
@@ -96,11 +98,6 @@ class Child:
         """The end of its log."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(f"    {line}" for line in lines[-LOG_LINES:])
-
-
-def how_it_ended(status: int) -> str:
-    """An exit status in words."""
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def _inherited() -> dict[str, str]:

@@ -17,8 +17,8 @@ import click
 
 from relay.broker.topology import ServiceQueue, wanted
 from relay.demo.access import RELAY, SERVICES, relay_user, service_user
-from relay.demo.definitions import BrokerUser, definitions
 from relay.demo.program import run
+from relay.demo.servers.definitions import BrokerUser, definitions
 from relay.demo.told import relay_toml, service_settings
 
 POSTGRES: Final = "postgres"

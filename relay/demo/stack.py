@@ -19,11 +19,11 @@ from relay.broker.connection import Connection
 from relay.broker.topology import ServiceQueue, declare_service
 from relay.demo.access import RELAY, SERVICES, relay_user, service_user
 from relay.demo.child import RESTART_S, Child, Say
-from relay.demo.host import LOOPBACK, ServerFailed, free_ports
-from relay.demo.postgres import Postgres, PrivatePostgres
 from relay.demo.provision import provision, tables
-from relay.demo.rabbitmq import PrivateRabbitMQ, RabbitMQ
-from relay.demo.server import Server
+from relay.demo.servers.host import LOOPBACK, ServerFailed, free_ports
+from relay.demo.servers.postgres import Postgres, PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ, RabbitMQ
+from relay.demo.servers.server import Server
 from relay.demo.told import relay_toml, service_settings
 from relay.errors import RelayError
 from relay.tasks import end, undisturbed

@@ -3,64 +3,28 @@
 import asyncio
 import json
 import os
-import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from signal import SIGINT, SIGKILL
-from typing import Any
 
 import httpx
 import pytest
 
 from relay.demo.access import SERVICES
-from relay.demo.audit import audit, undelivered, unsettled
+from relay.demo.audit import unsettled
 from relay.demo.load import place_orders
 from relay.demo.play import CHAOS_S
 from relay.tasks import end
-from tests.support.logs import last_words
+from tests.support.demo import demo, exists, gone, ready, said, then_all_is_settled
 from tests.support.mailbox import QUEUE_IS_DURABLE_S
-from tests.support.waiting import POLL_S, eventually
+from tests.support.waiting import POLL_S
 
-READY_S = 120.0
-SETTLE_S = 120.0
 PROMISED_S = 10.0
 """In chaos, each process is killed at least once in any time as long as this."""
 
 pytestmark = pytest.mark.timeout(400)
-
-
-@asynccontextmanager
-async def demo(*arguments: str, program: Sequence[str] = ("-m", "relay")) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`relay demo` as a process. A test that fails leaves nothing behind either."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *program,
-        "demo",
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RELAY_")},
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.send_signal(SIGINT)
-            await process.wait()
-
-
-def gone(pids: Iterable[int]) -> bool:
-    """Whether none of these processes is left."""
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-def exists(path: str) -> bool:
-    """Whether there is such a file."""
-    return Path(path).exists()
 
 
 def children(pid: int) -> list[int]:
@@ -162,14 +126,6 @@ async def test_in_chaos_every_process_is_killed_in_any_ten_seconds_and_every_inv
     assert max(longest_s.values()) <= PROMISED_S, longest_s
 
 
-async def ready(process: asyncio.subprocess.Process) -> dict[str, Any]:
-    """The line that says where everything is."""
-    assert process.stdout is not None
-    async with asyncio.timeout(READY_S):
-        line: dict[str, Any] = json.loads(await process.stdout.readline())
-    return line
-
-
 async def test_a_kept_stack_survives_the_death_of_each_of_its_processes() -> None:
     async with demo("--keep", "--format", "json") as process:
         stack = await ready(process)
@@ -189,16 +145,7 @@ async def test_a_kept_stack_survives_the_death_of_each_of_its_processes() -> Non
             await said(process, f"{name} was killed by SIGKILL; starting it again")
         await placing
 
-        def settled() -> bool:
-            unfinished, total = unsettled(stack["dsn"]["orders"])
-            return unfinished == 0 and total >= 200 and undelivered(stack["dsn"]) == 0
-
-        try:
-            await eventually(settled, SETTLE_S)
-        except AssertionError:
-            pytest.fail(last_words(stack["config"]))
-        result = audit(stack["dsn"])
-        assert result.ok, result.invariants
+        await then_all_is_settled(stack, 200)
 
         process.send_signal(SIGINT)
         rest, _ = await process.communicate()
@@ -206,16 +153,6 @@ async def test_a_kept_stack_survives_the_death_of_each_of_its_processes() -> Non
     assert rest == b"", "nothing but the one line on standard output"
     assert gone(stack["pids"].values())
     assert not exists(stack["config"])
-
-
-async def said(process: asyncio.subprocess.Process, words: str) -> None:
-    """Wait until the demo says so on standard error."""
-    assert process.stderr is not None
-    async with asyncio.timeout(READY_S):
-        async for line in process.stderr:
-            if words in line.decode():
-                return
-    raise AssertionError(f"the demo never said {words!r}")
 
 
 async def test_two_demos_at_once_do_not_meet() -> None:

@@ -6,17 +6,15 @@ from signal import SIGINT
 import pytest
 
 from relay.demo.access import SERVICES
-from relay.demo.audit import audit, undelivered, unsettled
-from relay.demo.container import OWNER, engine
 from relay.demo.load import place_orders
-from tests.acceptance.test_demo import SETTLE_S, demo, exists, gone, ready, said
-from tests.support.logs import last_words
+from relay.demo.servers.container import OWNER, engine
+from tests.support.demo import demo, exists, gone, ready, said, then_all_is_settled
 from tests.support.mailbox import QUEUE_IS_DURABLE_S
 from tests.support.waiting import eventually
 
 WITHOUT_RABBITMQ = (
     "-c",
-    "import relay.cli, relay.demo.choice; relay.demo.choice.find_rabbitmq = lambda: None; relay.cli.main()",
+    "from relay.cli import main; from relay.demo.servers import choice; choice.find_rabbitmq = lambda: None; main()",
 )
 """`relay` on a machine that has no rabbitmq-server."""
 
@@ -38,16 +36,7 @@ async def test_servers_in_containers_that_are_killed_come_back_and_at_the_end_no
             await said(process, f"{name} was killed by SIGKILL; starting it again")
         await placing
 
-        def settled() -> bool:
-            unfinished, total = unsettled(stack["dsn"]["orders"])
-            return unfinished == 0 and total >= 60 and undelivered(stack["dsn"]) == 0
-
-        try:
-            await eventually(settled, SETTLE_S)
-        except AssertionError:
-            pytest.fail(last_words(stack["config"]))
-        result = audit(stack["dsn"])
-        assert result.ok, result.invariants
+        await then_all_is_settled(stack, 60)
 
         process.send_signal(SIGINT)
         await process.communicate()

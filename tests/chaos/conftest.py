@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from relay.demo.access import RELAY, relay_user
-from relay.demo.postgres import PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers.postgres import PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 from tests.support.database import Database, Databases
 from tests.support.servers import with_roles
 

@@ -11,8 +11,8 @@ from signal import SIGKILL, SIGTERM
 from typing import assert_never
 
 from relay.broker.properties import Delivery
-from relay.demo.postgres import PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers.postgres import PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 from tests.chaos.pair import RECOVERY_S, Ordering, Pair, Seat
 from tests.chaos.plan import CRUMBLED_BYTES, HARMLESS, MOST_CRUMB, Fault, Kind, Line
 from tests.support.database import Database

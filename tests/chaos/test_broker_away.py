@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from relay.demo.postgres import PrivatePostgres
+from relay.demo.servers.postgres import PrivatePostgres
 from tests.conftest import VirtualHost
 from tests.support.database import Database, Databases
 from tests.support.mailbox import mailbox

@@ -7,8 +7,8 @@ from signal import SIGKILL
 
 import pytest
 
-from relay.demo.postgres import PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers.postgres import PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 from tests.conftest import VirtualHost
 from tests.support.bookkeeper import bookkeeper
 from tests.support.database import Database, Databases

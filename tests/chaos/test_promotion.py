@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from relay.broker.properties import Delivery, Properties
-from relay.demo.postgres import PrivatePostgres
+from relay.demo.servers.postgres import PrivatePostgres
 from tests.conftest import VirtualHost
 from tests.support.database import Database, Databases
 from tests.support.mailbox import mailbox

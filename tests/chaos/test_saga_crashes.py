@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from relay.demo.access import RELAY, relay_user
-from relay.demo.postgres import PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers.postgres import PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 from tests.acceptance.saga_world import halt
 from tests.acceptance.saga_world.agency import Journey
 from tests.acceptance.saga_world.books import Trip

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from relay.demo.access import SERVICES
-from relay.demo.host import LOOPBACK
 from relay.demo.load import Shoppers
+from relay.demo.servers.host import LOOPBACK
 from tests.containers.conftest import IMAGE
 from tests.support.compose import Compose, now
 from tests.support.waiting import eventually

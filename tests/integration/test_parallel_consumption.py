@@ -12,7 +12,7 @@ import pytest
 from relay.broker.connection import Connection
 from relay.broker.consumer import Consumer
 from relay.broker.properties import Delivery
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 from relay.errors import BrokerAway
 from tests.conftest import VirtualHost
 from tests.support.database import Database

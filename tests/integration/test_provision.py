@@ -6,8 +6,8 @@ import psycopg
 import pytest
 
 from relay.demo.access import RELAY, SERVICES
-from relay.demo.postgres import PrivatePostgres
 from relay.demo.provision import provision
+from relay.demo.servers.postgres import PrivatePostgres
 
 Applied = dict[str, list[str]]
 

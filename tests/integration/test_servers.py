@@ -15,14 +15,14 @@ import pytest
 from docker.errors import NotFound
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 
-from relay.demo import server as server_module
-from relay.demo.container import engine
-from relay.demo.definitions import BrokerUser
-from relay.demo.host import ServerFailed, bound_socket, free_ports
-from relay.demo.images import ContainerPostgres, ContainerRabbitMQ
-from relay.demo.postgres import Postgres, PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ, RabbitMQ
-from relay.demo.server import PrivateServer, Server
+from relay.demo.servers import server as server_module
+from relay.demo.servers.container import engine
+from relay.demo.servers.definitions import BrokerUser
+from relay.demo.servers.host import ServerFailed, bound_socket, free_ports
+from relay.demo.servers.images import ContainerPostgres, ContainerRabbitMQ
+from relay.demo.servers.postgres import Postgres, PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ, RabbitMQ
+from relay.demo.servers.server import PrivateServer, Server
 
 READER = BrokerUser("reader", "r/e:a@d%er", configure="^reader", read=".*")
 

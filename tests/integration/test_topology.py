@@ -16,7 +16,7 @@ from relay.broker.management import Management
 from relay.broker.properties import AGGREGATE_ID, EVENTS, Properties
 from relay.broker.ring import PartitionsDiffer, ensure_rings
 from relay.broker.topology import bind, unbind
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 from relay.errors import ExitCode
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier, Outgoing

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relay.demo.access import SERVICES
-from relay.demo.host import LOOPBACK, free_ports
+from relay.demo.servers.host import LOOPBACK, free_ports
 
 ROOT: Final = Path(__file__).parents[2]
 

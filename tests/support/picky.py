@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 
 MESSAGE_BYTES_MAX = 1_000_000
 PLENTY, NONE = "0.4", "0.0000001"

@@ -15,10 +15,10 @@ import psycopg
 import pytest
 
 from relay.demo.access import RELAY, create_role, relay_user, service_user
-from relay.demo.choice import choose_postgres, choose_rabbitmq
-from relay.demo.definitions import BrokerUser
-from relay.demo.host import ServerMissing
-from relay.demo.kind import KINDS, Kind
+from relay.demo.servers.choice import choose_postgres, choose_rabbitmq
+from relay.demo.servers.definitions import BrokerUser
+from relay.demo.servers.host import ServerMissing
+from relay.demo.servers.kind import KINDS, Kind
 
 SERVICES = ("orders", "customers", "inventory")
 

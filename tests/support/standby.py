@@ -8,8 +8,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from relay.demo.host import LOOPBACK, ServerFailed, environment
-from relay.demo.postgres import SUPERUSER, PrivatePostgres
+from relay.demo.servers.host import LOOPBACK, ServerFailed, environment
+from relay.demo.servers.postgres import SUPERUSER, PrivatePostgres
 
 HAS_FAILOVER_SLOTS = 170000
 """The first version whose logical slots can be taken over by a standby."""

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.demo import binaries
-from relay.demo.binaries import find_postgres, postgres_is_there
-from relay.demo.host import Account, ServerFailed, ServerMissing
+from relay.demo.servers import binaries
+from relay.demo.servers.binaries import find_postgres, postgres_is_there
+from relay.demo.servers.host import Account, ServerFailed, ServerMissing
 
 
 @pytest.fixture(autouse=True)

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from relay.demo import choice, container
-from relay.demo.choice import choose_postgres, choose_rabbitmq
-from relay.demo.container import EngineMissing, ImageMissing
-from relay.demo.host import ServerMissing
-from relay.demo.images import ContainerPostgres, ContainerRabbitMQ
-from relay.demo.kind import Kind
-from relay.demo.postgres import PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ
+from relay.demo.servers import choice, container
+from relay.demo.servers.choice import choose_postgres, choose_rabbitmq
+from relay.demo.servers.container import EngineMissing, ImageMissing
+from relay.demo.servers.host import ServerMissing
+from relay.demo.servers.images import ContainerPostgres, ContainerRabbitMQ
+from relay.demo.servers.kind import Kind
+from relay.demo.servers.postgres import PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 
 NO_ENGINE = EngineMissing("No Docker engine answers: connection refused")
 NO_IMAGE = ImageMissing("The Docker engine cannot get the image rabbitmq:4-management: no route to host")

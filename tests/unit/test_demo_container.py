@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.demo.container import EngineMissing, obtain
-from relay.demo.host import free_ports
+from relay.demo.servers.container import EngineMissing, obtain
+from relay.demo.servers.host import free_ports
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from relay.broker.topology import EXCHANGES
 from relay.capture.outbox import COLUMNS
 from relay.cli.main import cli
 from relay.config import BrokerSettings, CaptureSettings, HttpSettings, Settings, SourceSettings, TopologySettings, load
-from relay.demo import binaries
+from relay.demo.servers import binaries
 from relay.errors import ExitCode
 from relay.messaging import dead
 from relay.saga import history

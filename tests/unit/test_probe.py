@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from relay.demo.host import bound_socket
+from relay.demo.servers.host import bound_socket
 from relay.probe import ask
 
 

@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
-from relay.demo.child import how_it_ended
-from relay.demo.host import (
+from relay.demo.servers.host import (
     LOOPBACK,
     POLL_S,
     Account,
@@ -17,6 +16,7 @@ from relay.demo.host import (
     ServerFailed,
     end,
     free_ports,
+    how_it_ended,
     server_account,
 )
 

@@ -13,10 +13,10 @@ from signal import SIGTERM
 from subprocess import Popen
 from urllib.parse import quote
 
-from relay.demo.definitions import EVERYTHING, BrokerUser, definitions
-from relay.demo.epmd import PortMapper
-from relay.demo.host import CONNECT_S, LOOPBACK, ServerMissing, end, environment, find_program, spawn
-from relay.demo.server import PrivateServer, Server
+from relay.demo.servers.definitions import EVERYTHING, BrokerUser, definitions
+from relay.demo.servers.epmd import PortMapper
+from relay.demo.servers.host import CONNECT_S, LOOPBACK, ServerMissing, end, environment, find_program, spawn
+from relay.demo.servers.server import PrivateServer, Server
 
 SCRIPT = "rabbitmq-server"
 ADMIN = "admin"

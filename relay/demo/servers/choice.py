@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from relay.demo.binaries import postgres_is_there
-from relay.demo.host import ServerMissing
-from relay.demo.install import ensure_rabbitmq
-from relay.demo.kind import Kind
-from relay.demo.postgres import Postgres, PrivatePostgres
-from relay.demo.rabbitmq import PrivateRabbitMQ, RabbitMQ, find_rabbitmq
+from relay.demo.servers.binaries import postgres_is_there
+from relay.demo.servers.host import ServerMissing
+from relay.demo.servers.install import ensure_rabbitmq
+from relay.demo.servers.kind import Kind
+from relay.demo.servers.postgres import Postgres, PrivatePostgres
+from relay.demo.servers.rabbitmq import PrivateRabbitMQ, RabbitMQ, find_rabbitmq
 
 Say = Callable[[str], None]
 
@@ -19,7 +19,7 @@ def choose_postgres(wanted: Kind | None, say: Say) -> type[Postgres]:
     """
     if wanted == "private" or (wanted is None and postgres_is_there()):
         return PrivatePostgres
-    from relay.demo.images import ContainerPostgres  # takes a moment, which few need
+    from relay.demo.servers.images import ContainerPostgres  # takes a moment, which few need
 
     return ContainerPostgres if _obtained(ContainerPostgres.image, wanted, say) else PrivatePostgres
 
@@ -33,7 +33,7 @@ def choose_rabbitmq(wanted: Kind | None, interactive: bool, say: Say) -> type[Ra
     if wanted != "containers" and find_rabbitmq() is not None:
         return PrivateRabbitMQ
     if wanted != "private":
-        from relay.demo.images import ContainerRabbitMQ
+        from relay.demo.servers.images import ContainerRabbitMQ
 
         if _obtained(ContainerRabbitMQ.image, wanted, say):
             return ContainerRabbitMQ
@@ -43,7 +43,7 @@ def choose_rabbitmq(wanted: Kind | None, interactive: bool, say: Say) -> type[Ra
 
 def _obtained(image: str, wanted: Kind | None, say: Say) -> bool:
     """Whether a container of the image can be started. Nobody is told of an engine that was not asked for."""
-    from relay.demo.container import EngineMissing, obtain
+    from relay.demo.servers.container import EngineMissing, obtain
 
     try:
         obtain(image, say)

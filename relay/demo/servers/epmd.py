@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from relay.demo.host import (
+from relay.demo.servers.host import (
     CONNECT_S,
     LOOPBACK,
     POLL_S,
@@ -19,7 +19,7 @@ from relay.demo.host import (
     find_program,
     spawn,
 )
-from relay.demo.server import PortTaken
+from relay.demo.servers.server import PortTaken
 
 START_S = 10.0
 

@@ -19,9 +19,8 @@ from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
 
-from relay.demo.child import how_it_ended
-from relay.demo.host import KILL_S, LOOPBACK, POLL_S, ServerFailed, ServerMissing
-from relay.demo.server import LOG_LINES, PORT_TAKEN, START_S, PortTaken, Server
+from relay.demo.servers.host import KILL_S, LOOPBACK, POLL_S, ServerFailed, ServerMissing, how_it_ended
+from relay.demo.servers.server import LOG_LINES, PORT_TAKEN, START_S, PortTaken, Server
 
 USUAL_ADDRESS: Final = "unix:///var/run/docker.sock"
 

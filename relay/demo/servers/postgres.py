@@ -10,9 +10,9 @@ from subprocess import Popen, TimeoutExpired
 from typing import Literal
 from urllib.parse import quote
 
-from relay.demo.binaries import find_postgres
-from relay.demo.host import LOOPBACK, ServerFailed, end, environment, find_program, spawn
-from relay.demo.server import PrivateServer, Server
+from relay.demo.servers.binaries import find_postgres
+from relay.demo.servers.host import LOOPBACK, ServerFailed, end, environment, find_program, spawn
+from relay.demo.servers.server import PrivateServer, Server
 
 SUPERUSER = "postgres"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from relay.demo.host import Account, ServerFailed, ServerMissing, find_program
+from relay.demo.servers.host import Account, ServerFailed, ServerMissing, find_program
 
 OLDEST_VERSION: Final = 15
 

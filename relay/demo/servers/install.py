@@ -6,8 +6,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from relay.demo.host import COMMAND_S, ServerMissing, find_program
-from relay.demo.rabbitmq import HOW_TO_INSTALL, find_rabbitmq
+from relay.demo.servers.host import COMMAND_S, ServerMissing, find_program
+from relay.demo.servers.rabbitmq import HOW_TO_INSTALL, find_rabbitmq
 
 PACKAGE = "rabbitmq-server"
 INSTALL_S = 1800.0

@@ -293,3 +293,8 @@ def end(process: subprocess.Popen[bytes], *signals: tuple[Signals, float]) -> No
             process.wait(wait_s)
             return
     raise ServerFailed(f"Process {process.pid} does not even end by SIGKILL.", "It hangs in the kernel: see dmesg.")
+
+
+def how_it_ended(status: int) -> str:
+    """An exit status in words."""
+    return f"was killed by {Signals(-status).name}" if status < 0 else f"ended with status {status}"

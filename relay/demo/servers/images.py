@@ -5,10 +5,10 @@ from typing import Final
 import psycopg
 from testcontainers.core.container import DockerContainer
 
-from relay.demo.container import ContainerServer
-from relay.demo.host import CONNECT_S
-from relay.demo.postgres import FAST_STOP_S, IMMEDIATE_STOP_S, SUPERUSER, Postgres, StopMode
-from relay.demo.rabbitmq import IDLE_SLEEPS, PLUGINS, STOP_S, RabbitMQ
+from relay.demo.servers.container import ContainerServer
+from relay.demo.servers.host import CONNECT_S
+from relay.demo.servers.postgres import FAST_STOP_S, IMMEDIATE_STOP_S, SUPERUSER, Postgres, StopMode
+from relay.demo.servers.rabbitmq import IDLE_SLEEPS, PLUGINS, STOP_S, RabbitMQ
 
 SCRIPTS: Final = "/docker-entrypoint-initdb.d"
 """Where the image of PostgreSQL looks for what else is to be done to new data."""
