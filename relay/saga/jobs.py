@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable
-from typing import Any, Final, Protocol
+from typing import Any, Final, LiteralString, Protocol
 
 import psycopg
 from psycopg import AsyncConnection
@@ -26,6 +26,10 @@ TIMER_BATCH: Final = 10
 BATCH_S: Final = 1.0
 """After so long no further timer is fired in it: local steps may take their time, and what they take adds up."""
 
+LOCK_WAIT_S: Final = 2.0
+"""How long a statement in it waits for a lock: of somebody who is about to queue behind one of its sagas, say, and does
+not commit. Then that timer is put off, and the others are fired."""
+
 FRESH_S: Final = 0.5
 """Timers that became due no longer ago than this come first: they can still be fired in time. Those of a crowd that is
 due at once are soon late, and what becomes due after them is not. (The latest first, without a limit, is worse: what is
@@ -36,6 +40,9 @@ LATE_EVERY: Final = 4
 
 PRUNE_EVERY_S: Final = 60.0
 """How often fired timers are looked through for old ones, by each instance."""
+
+_BOUND_WAITS: Final[LiteralString] = "SELECT set_config('lock_timeout', %s, true)"
+"""Until the end of the transaction."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +105,7 @@ class TimerJob:
 
     async def _fire(self, conn: AsyncConnection[Any], fresh_s: float | None) -> int:
         async with conn.transaction():
+            await conn.execute(_BOUND_WAITS, (f"{LOCK_WAIT_S:g}s",))
             return await self._fire_due(conn, limit=TIMER_BATCH, fresh_s=fresh_s)
 
 

@@ -30,6 +30,11 @@ from relay.saga.transition import decide
 REASON_MAX_CHARS: Final = 500
 """So much of an exception's text is kept as the reason of a failure."""
 
+_CHECK_WHAT_IS_DEFERRED: Final = """
+    SAVEPOINT deferred; SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK TO SAVEPOINT deferred; RELEASE SAVEPOINT deferred
+"""
+"""Raises what deferred constraints and triggers would raise at the commit, and leaves them as deferred as they were."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -150,6 +155,9 @@ class Turn(Generic[S]):
             self._tx.require_alive()
             if failure is not None:
                 raise Rollback(savepoint)
+            if not self._starting:
+                # At the commit it would be the failure of all that commits with it: other sagas' timers, or a reply.
+                await conn.execute(_CHECK_WHAT_IS_DEFERRED)
         return failure
 
     def _excuse(self, step: LocalStep[S], error: Exception) -> str:

@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 from pydantic import BaseModel
 
 from relay.messaging import Command, Done, Failure, OperationCancelled, Reply, Retry, Service, Transaction
-from relay.saga import Locked, Orchestrator, Saga, locks
+from relay.saga import Locked, Orchestrator, Saga, jobs, locks
 from tests.support.database import Database
 from tests.support.saga import Sent, connect, hear, logged, sent, status_of, then_the_log_tells_the_record
 from tests.support.waiting import eventually
@@ -273,6 +273,46 @@ async def test_an_end_waits_for_the_one_that_is_about_to_queue(
             await eventually(lambda: database.value(WAITING) == 1)
         await ending
 
+    assert await locks.holder(conn, ("order", "7")) == second
+
+
+class Asking:
+    """A saga that works on an order, and is undone when nobody answers its only question."""
+
+    def __init__(self) -> None:
+        self.service = Service("travel")
+        self.saga = saga = Saga("ask", state=Order, lock=lambda order: ("order", order.order_id), on_locked="queue")
+        saga.step(to="carrier", readonly=True, retry=Retry(attempts=1))(self.ask)
+        self.orchestrator = Orchestrator(self.service, saga)
+
+    def ask(self, order: Order) -> Ship:
+        return Ship(order_id=order.order_id)
+
+
+async def test_an_end_by_a_timer_waits_not_for_long_and_the_timers_of_others_are_fired(
+    database: Database, conn: AsyncConnection[TupleRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is about to queue may keep its transaction open for as long as it likes."""
+    monkeypatch.setattr(jobs, "LOCK_WAIT_S", 0.2)
+    asking = Asking()
+
+    async def start(order_id: str) -> UUID:
+        return await asking.orchestrator.start(asking.saga, Order(order_id=order_id), conn)
+
+    async with conn.transaction():
+        first, other = await start("7"), await start("8")
+    job = jobs.TimerJob(asking.service.name, asking.orchestrator.fire_due)
+    async with await connect(database) as firing:
+        async with conn.transaction():
+            second = await start("7")
+            database.query("UPDATE relay.saga_timer SET due_at = now()")
+            async with asyncio.timeout(10):
+                await job.fire(firing)
+            assert (status_of(database, first), status_of(database, other)) == ("RUNNING", "COMPENSATED")
+        database.query("UPDATE relay.saga_timer SET due_at = now() WHERE fired_at IS NULL AND saga_id = %s", first)
+        await job.fire(firing)
+
+    assert status_of(database, first) == "COMPENSATED"
     assert await locks.holder(conn, ("order", "7")) == second
 
 
