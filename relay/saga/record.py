@@ -55,6 +55,8 @@ class Phase(StrEnum):
 
 UNDER_WAY: Final = frozenset({Phase.STARTED, Phase.RETRYING, Phase.UNDOING, Phase.UNDO_RETRYING})
 
+BEING_UNDONE: Final = frozenset({Phase.UNDOING, Phase.UNDO_RETRYING, Phase.UNDO_STUCK})
+
 
 class Then(StrEnum):
     """What a failure of a step led to. The values stand in the log, under "then"."""
@@ -74,6 +76,9 @@ class StepRecord:
     `done`: it has succeeded in time, so that what it produced is in the state. `uncertain`: an attempt timed out, so
     that it may have happened, or still will. `late`: the reply, as the log has it, that says that it has happened, and
     came after it had been given up. Only its compensation is shown that: the saga has gone on without it.
+
+    `undone_from`: the state that its compensation began with, where the saga's has become another one since. Each
+    attempt to undo a step says what the first one said: what an alternative has produced since is not this step's.
     """
 
     phase: Phase
@@ -82,6 +87,7 @@ class StepRecord:
     uncertain: bool = False
     late: Data | None = None
     done: bool = False
+    undone_from: Data | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,7 @@ class Record:
 def evolve(record: Record, event: LogEvent) -> Record:
     """The saga after an event."""
     if "state" in event.detail:
-        record = replace(record, state=cast(Data, event.detail["state"]))
+        record = replace(record, state=cast(Data, event.detail["state"]), steps=_kept(record))
     if record.stalled and event.what not in (Happened.SAGA_SUSPENDED, Happened.OPERATOR_ACTION):
         record = _try_again(record)
     match event.what:
@@ -189,11 +195,21 @@ def _evolve_step(record: Record, event: LogEvent) -> Record:
             return _with(record, name, replace(step, phase=Phase.UNDOING, undo_attempt=attempt))
         case Happened.STEP_COMPENSATED:
             resumed = _resume(record) if step.phase is Phase.UNDO_STUCK else record
-            return _with(resumed, name, replace(step, phase=Phase.UNDONE))
+            return _with(resumed, name, replace(step, phase=Phase.UNDONE, undone_from=None))
         case Happened.COMPENSATION_FAILED:
             again = event.detail.get("then") == Then.RETRY
             return _with(record, name, replace(step, phase=Phase.UNDO_RETRYING if again else Phase.UNDO_STUCK))
     raise ValueError(f"{event.what} is not about a step")
+
+
+def _kept(record: Record) -> Mapping[str, StepRecord]:
+    """The steps before the state becomes another one: those that are being undone keep the one they began with."""
+    return {
+        name: replace(step, undone_from=record.state)
+        if step.phase in BEING_UNDONE and step.undone_from is None
+        else step
+        for name, step in record.steps.items()
+    }
 
 
 def _succeeded(record: Record, name: str, step: StepRecord, event: LogEvent) -> Record:
@@ -280,6 +296,8 @@ def _as_json(step: StepRecord) -> dict[str, JsonValue]:
         said["late"] = dict(step.late)
     if step.done and step.phase is not Phase.DONE:
         said["done"] = True
+    if step.undone_from is not None:
+        said["undone_from"] = dict(step.undone_from)
     return said
 
 
@@ -291,4 +309,5 @@ def _step_of(said: Data) -> StepRecord:
         cast(bool, said.get("uncertain", False)),
         cast("Data | None", said.get("late")),
         cast(bool, said.get("done", said["phase"] == Phase.DONE)),
+        cast("Data | None", said.get("undone_from")),
     )

@@ -7,7 +7,7 @@ from pydantic_core import to_json
 
 from relay.saga.definition import Saga
 from relay.saga.log import Happened, LogEvent
-from relay.saga.record import Record
+from relay.saga.record import Data, Record
 from relay.saga.step import LocalStep, RemoteStep, S
 from relay.saga.stimulus import Act, Purpose, Send, SetTimer, Task, Timer, Undo
 
@@ -39,18 +39,26 @@ def due(saga: Saga[S], record: Record, event: LogEvent) -> Iterator[Task[S]]:
 
 def load(saga: Saga[S], record: Record) -> S:
     """The state of a saga, as a copy of its own that may be changed."""
-    # By way of JSON, because a model may read JSON and Python values differently.
-    return saga.state.model_validate_json(to_json(record.state))
+    return _read(saga, record.state)
 
 
 def _as_produced(saga: Saga[S], record: Record, step: RemoteStep[S]) -> S:
-    """The state for undoing a step. A success that came late has not changed it: the saga has gone on without that."""
-    state = load(saga, record)
-    late = record.steps[step.name].late
+    """The state for undoing a step: as it was when that began, so that each attempt asks for the same.
+
+    A success that came late has not changed it: the saga has gone on without that. Its compensation is shown it.
+    """
+    stands = record.steps[step.name]
+    state = _read(saga, record.state if stands.undone_from is None else stands.undone_from)
+    late = stands.late
     reply_type = None if late is None else step.answer(str(late["type"]))
     if late is not None and reply_type is not None:
         step.apply(state, reply_type.model_validate_json(to_json(late["body"])))
     return state
+
+
+def _read(saga: Saga[S], state: Data) -> S:
+    # By way of JSON, because a model may read JSON and Python values differently.
+    return saga.state.model_validate_json(to_json(state))
 
 
 def _again(purpose: Purpose, event: LogEvent) -> SetTimer:

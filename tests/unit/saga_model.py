@@ -6,7 +6,7 @@ from functools import reduce
 from random import Random
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from relay.messaging import Command, Compensated, Failure, OperationCancelled, Reply, Retry
 from relay.saga.definition import Saga
@@ -49,6 +49,8 @@ class Ask(Command):
 class Undoing(Command):
     step: str
     product: str | None
+    others: dict[str, str] = Field(default_factory=dict)
+    """What the state says of all the other steps."""
 
 
 class Yes(Reply):
@@ -69,6 +71,11 @@ def named(name: str, function: Any) -> Any:
 
     copy.__name__ = name
     return copy
+
+
+def undoing(step: str, state: Trail) -> Undoing:
+    others = {name: product for name, product in state.produced.items() if name != step}
+    return Undoing(step=step, product=state.produced.get(step), others=others)
 
 
 async def never(state: Trail, tx: Any) -> None:
@@ -131,7 +138,7 @@ class Builder:
         for each in line:
             self._hear(each)
             if (nature is Nature.COMPENSABLE or each is not line[-1]) and not each.readonly:
-                each.compensate(lambda state, each=each: Undoing(step=each.name, product=state.produced.get(each.name)))
+                each.compensate(lambda state, each=each: undoing(each.name, state))
 
     def _hear(self, step: RemoteStep[Trail]) -> None:
         def produced(state: Trail, reply: Yes) -> None:
@@ -178,6 +185,7 @@ class Runner:
         self.held: list[Timer] = []
         """Those on which the code of the saga raises: they are set again when anything else happens."""
         self._tasks: deque[Any] = deque()
+        self._undoings: dict[str, Undoing] = {}
 
     def feed(self, stimulus: Stimulus) -> tuple[LogEvent, ...]:
         known, stalled = len(self.log), self.record.stalled
@@ -214,11 +222,19 @@ class Runner:
             case Undo(step):
                 return self.undo(step, load(self.saga, self.record))
             case Send():
+                if isinstance(task.command, Undoing):
+                    self._then_it_says_what_it_said_before(task.command)
                 self.send(task)
             case SetTimer(timer, after_s):
                 assert after_s > 0
                 self.timers.append(timer)
         return None
+
+    def _then_it_says_what_it_said_before(self, command: Undoing) -> None:
+        """Each attempt to undo a step asks for the same; a product that came late is the only news."""
+        first = self._undoings.setdefault(command.step, command)
+        assert command.others == first.others
+        assert command.product == first.product or self.record.steps[command.step].late is not None
 
     def act(self, step: LocalStep[Trail], state: Trail) -> Stimulus:
         return Acted(step.name, state)
