@@ -5,6 +5,8 @@ from functools import partial
 from typing import Final
 
 import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from relay.backoff import Backoff
 from relay.messaging import deferred
@@ -105,20 +107,35 @@ class Retrier:
     async def _try(self, pool: Pool, kept: Kept) -> bool:
         """Make the attempt that was claimed; False when the message is still there, or somebody else's."""
         patience = Patience(fault_tries=1)
+        own: AsyncConnection[TupleRow] | None = None
+
+        async def handle(conn: AsyncConnection[TupleRow]) -> Outcome:
+            nonlocal own
+            own = conn
+            return await self._receiver.handle_again(kept, conn)
+
         while True:
+            own = None
             try:
-                if kept.attempts > self._retry.attempts + LOST_MAX:
-                    raise LostTooOften(f"{kept.attempts - len(kept.history) - 1} attempts ended without a word")
-                outcome = await attempt(pool, partial(self._receiver.handle_again, kept))
+                self._require_words(kept)
+                outcome = await attempt(pool, handle)
             except Exception as error:  # the handler's edge: it may raise anything
-                if trouble(error) is Trouble.AWAY:
+                away = trouble(error) is Trouble.AWAY
+                if away and (own is None or own.closed):
                     raise
-                if patience.after(error) is None:
+                # An absence of another database, which the handler asks, is a failure like any other.
+                if away or patience.after(error) is None:
                     await self._failed(pool, kept, error)
                     return False
                 self._log.failed(kept.type, kept.message_id, error, 0.0)
             else:
                 return outcome is not Outcome.DEFERRED
+
+    def _require_words(self, kept: Kept) -> None:
+        """Raise LostTooOften. How many these are, nobody can tell: a replay counts anew, and the history goes on."""
+        if kept.attempts > self._retry.attempts + LOST_MAX:
+            words = "those of them that are not in its history ended without a word"
+            raise LostTooOften(f"it has been tried {kept.attempts - 1} times, and {words}")
 
     async def _failed(self, pool: Pool, kept: Kept, error: Exception) -> None:
         history = (*kept.history, Mishap.of(error, kept.attempts))

@@ -46,6 +46,7 @@ BEHIND = """
     INSERT INTO relay.deferred (consumer, message_id, aggregate_type, aggregate_id, type, properties, body)
     SELECT 'customers', 'behind' || n, 'book', 'dead', 'Note', '{}', '' FROM generate_series(1, %s) AS n
 """
+NOBODY = "postgresql://relay@127.0.0.1:1/nobody"
 SLOWLY = Retry(attempts=20, backoff="1h..1h")
 """Once put off, a message stays put off for as long as any test takes."""
 
@@ -402,6 +403,25 @@ async def test_a_retry_that_loses_its_connection_costs_the_others_nothing(
     assert "job_waits" not in actions(caplog)
 
 
+async def test_a_retry_whose_other_database_is_away_is_a_failed_attempt_and_dead_in_the_end_with_its_history(
+    notes: Database, vhost: VirtualHost, courier: Courier, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Patient()
+
+    async def ask_another_database(_: Note, __: Transaction) -> None:
+        await AsyncConnection.connect(NOBODY, connect_timeout=2)
+
+    service.notebook.stumble = ask_another_database
+    async with running(service.notebook, notes.role_dsn(SERVICE), vhost.user_url(SERVICE)):
+        await tell(courier, "a", "a1")
+        await eventually(lambda: notes.query(DEFERRED) == [("a1", PATIENT.attempts, True)])
+
+    assert [str(error).partition(":")[0] for (error,) in notes.query(ERRORS, "a1")] == (
+        ["OperationalError"] * PATIENT.attempts
+    )
+    assert "has to wait" not in caplog.text  # as if the service's own database were away
+
+
 class TestAtTheEdge:
     """What dies between two statements, without a broker: the service's own functions, and a connection each."""
 
@@ -529,13 +549,28 @@ class TestAtTheEdge:
         await self.put_off(conn, deliver("a1"))
         notes.query("UPDATE relay.deferred SET attempts = %s", PATIENT.attempts + LOST_MAX)
         notebook = Notebook(PATIENT)
+        await self.retry_until_dead(notes, notebook)
+        assert notebook.tries == []
+        assert "ended without a word" in str(notes.query(ERRORS, "a1")[-1])
+
+    async def test_what_was_tried_before_a_replay_is_not_counted_when_attempts_end_without_a_word(
+        self, notes: Database, conn: AsyncConnection, deliver: Callable[..., Delivery]
+    ) -> None:
+        delivery = deliver("a1")
+        history = tuple(Mishap.of(ZeroDivisionError(), number) for number in range(1, PATIENT.attempts + 1))
+        await deferred.put_off(conn, SERVICE, Incoming.of(delivery), delivery.properties, history, None)
+        notes.query(REPLAY, "a1")
+        tried = PATIENT.attempts + LOST_MAX
+        notes.query("UPDATE relay.deferred SET attempts = %s", tried)
+        await self.retry_until_dead(notes, Notebook(PATIENT))
+        assert f"tried {tried} times" in str(notes.query(ERRORS, "a1")[-1])
+
+    async def retry_until_dead(self, notes: Database, notebook: Notebook) -> None:
         async with pool_of(notes.role_dsn(SERVICE)) as pool:
             job = asyncio.ensure_future(Retrier(notebook.receiver, PATIENT).run(pool))
             await eventually(lambda: notes.query(DEFERRED)[0][2])
             job.cancel()
             await asyncio.gather(job, return_exceptions=True)
-        assert notebook.tries == []
-        assert "ended without a word" in str(notes.query(ERRORS, "a1")[-1])
 
     async def test_a_message_that_is_too_old_for_the_inbox_is_not_handled(
         self, notes: Database, conn: AsyncConnection, deliver: Callable[..., Delivery]
