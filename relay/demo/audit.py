@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import LiteralString, TypeAlias
+from typing import Final, LiteralString, TypeAlias
 from uuid import UUID
 
 import psycopg
@@ -12,6 +13,10 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 Database: TypeAlias = Connection[TupleRow]
+
+RECENT: Final = timedelta(hours=1)
+"""Messages are compared one by one if they were sent within this time: the outbox forgets earlier than the inbox, and a
+stack that runs for days has millions of them. One that was lost before that has left a saga which has not ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,12 @@ _STOCK: LiteralString = """
                           FROM stock_reservations GROUP BY sku) AS reservations USING (sku)
 """
 
+_ADDRESSED: LiteralString = "SELECT id::text, destination FROM relay.outbox WHERE kind <> 'event' AND created_at >= %s"
+
+_HANDLED: LiteralString = """
+    SELECT message_id FROM relay.inbox WHERE consumer = %s AND coalesce(sent_at, handled_at) >= %s
+"""
+
 
 def unsettled(dsn: str) -> tuple[int, int]:
     """Sagas that have not ended, and all orders."""
@@ -105,7 +116,7 @@ def unsettled(dsn: str) -> tuple[int, int]:
 
 
 def undelivered(dsns: Mapping[str, str]) -> int:
-    """Commands and replies that have not been handled yet."""
+    """Commands and replies of late that have not been handled yet."""
     with ExitStack() as stack:
         mail = _Mail({name: stack.enter_context(psycopg.connect(dsn)) for name, dsn in dsns.items()})
         return sum(len(mail.sent[name] - mail.handled[name]) for name in dsns)
@@ -135,19 +146,19 @@ def audit(dsns: Mapping[str, str]) -> Audit:
 
 
 class _Mail:
-    """What was sent to each service, and what each has handled, by message id. Events are addressed to nobody."""
+    """What was sent to each service of late, and what each has handled of it, by message id.
+
+    Events are addressed to nobody.
+    """
 
     def __init__(self, databases: Mapping[str, Database]) -> None:
+        since = datetime.now(UTC).replace(microsecond=0) - RECENT  # a whole second, as the times in messages are
         self.sent: dict[str, set[str]] = {name: set() for name in databases}
-        self.handled = {
-            name: _ids(database, "SELECT message_id FROM relay.inbox WHERE consumer = %s", name)
-            for name, database in databases.items()
-        }
+        self.handled = {name: _ids(database, _HANDLED, name, since) for name, database in databases.items()}
         everything = set().union(*self.handled.values())
         self.published: dict[str, int] = {}
         for source, database in databases.items():
-            addressed = database.execute("SELECT id::text, destination FROM relay.outbox WHERE kind <> 'event'")
-            letters = addressed.fetchall()
+            letters = database.execute(_ADDRESSED, (since,)).fetchall()
             for message_id, destination in letters:
                 self.sent.setdefault(destination, set()).add(message_id)
             self.published[source] = sum(message_id in everything for message_id, _ in letters)
@@ -207,5 +218,5 @@ def _row(connection: Database, query: LiteralString) -> TupleRow:
     return row if row is not None else ()
 
 
-def _ids(connection: Database, query: LiteralString, *parameters: str) -> set[str]:
+def _ids(connection: Database, query: LiteralString, *parameters: str | datetime) -> set[str]:
     return {row[0] for row in connection.execute(query, parameters)}

@@ -32,10 +32,12 @@ def await_settled(dsns: Mapping[str, str], within_s: float) -> None:
     """Wait until every saga has ended and every message is handled. Raises NotSettled."""
     deadline = time.monotonic() + within_s
     while True:
-        (sagas, orders), messages = unsettled(dsns["orders"]), undelivered(dsns)
+        sagas, orders = unsettled(dsns["orders"])
+        late = time.monotonic() > deadline
+        messages = undelivered(dsns) if late or not sagas else 0
         if not sagas and not messages:
             return
-        if time.monotonic() > deadline:
+        if late:
             left = f"{sagas} of {orders} orders are not settled, and {messages} messages not handled"
             raise NotSettled(f"after {within_s:g} s {left}")
         time.sleep(POLL_S)

@@ -112,6 +112,15 @@ def test_a_step_that_succeeds_twice_is_named(shop: Shop) -> None:
     assert found_broken(shop) == [ONCE]
 
 
+def test_what_the_outbox_has_forgotten_is_no_ghost(shop: Shop) -> None:
+    old = (
+        "INSERT INTO relay.inbox VALUES ('inventory', 'long ago', now() - interval '8 days', now() - interval '8 days')"
+    )
+    shop["inventory"].query(old)
+
+    assert found_broken(shop) == []
+
+
 def test_what_is_on_its_way_is_counted(shop: Shop) -> None:
     shop["orders"].query("UPDATE relay.saga SET status = 'RUNNING'")
     shop["customers"].query(f"INSERT INTO relay.outbox {LETTER}, 'inventory', '{{}}')")
