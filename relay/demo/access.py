@@ -37,8 +37,10 @@ def create_role(connection: Connection, name: str, password: str, attributes: Li
     """Create a role, or give an existing one this password."""
     exists = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone()
     verb: LiteralString = "ALTER" if exists else "CREATE"
+    # The server is not told the password itself: it may log the statement.
+    verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
     statement = sql.SQL(f"{verb} ROLE {{}} {attributes} PASSWORD {{}}")
-    connection.execute(statement.format(sql.Identifier(name), sql.Literal(password)))
+    connection.execute(statement.format(sql.Identifier(name), sql.Literal(verifier)))
 
 
 def create_database(

@@ -20,6 +20,7 @@ from relay.demo.access import RELAY, SERVICES, relay_user, service_user
 from relay.demo.program import run
 from relay.demo.servers.definitions import BrokerUser, definitions
 from relay.demo.told import relay_toml, service_settings
+from relay.errors import RelayError
 
 POSTGRES: Final = "postgres"
 RABBITMQ: Final = "rabbitmq"
@@ -31,6 +32,12 @@ READABLE: Final = 0o444
 """The readers run as users of their own. Who may read is decided by who has the folder."""
 
 
+class SecretMissing(RelayError):
+    """A password of the stack is not there."""
+
+    hint = "`docker compose up --wait --force-recreate` makes what is missing, and tells everybody."
+
+
 class Credentials:
     """The passwords of a stack: of PostgreSQL's superuser, and of the relay and each service, on both servers."""
 
@@ -38,8 +45,11 @@ class Credentials:
         self._folder = folder
 
     def password(self, name: str) -> str:
-        """The password of the superuser (`postgres`), of the relay or of a service. Raises FileNotFoundError."""
-        return (self._folder / name / PASSWORD).read_text(encoding="utf-8").strip()
+        """The password of the superuser (`postgres`), of the relay or of a service. Raises SecretMissing."""
+        try:
+            return (self._folder / name / PASSWORD).read_text(encoding="utf-8").strip()
+        except FileNotFoundError as error:
+            raise SecretMissing(f"there is no password of {name}: {error.filename}") from None
 
     @property
     def passwords(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from relay.demo.access import RELAY, SERVICES
+from relay.demo.access import RELAY, SERVICES, create_role
 from relay.demo.provision import provision
 from relay.demo.servers.postgres import PrivatePostgres
 
@@ -53,6 +53,19 @@ def test_a_service_gets_into_its_own_database_alone_and_the_relay_into_all(provi
     for database in SERVICES:
         guests = [role for role, password in PASSWORDS.items() if connects(provisioned, database, role, password)]
         assert sorted(guests) == sorted([RELAY, database])
+
+
+def test_a_server_that_logs_what_it_is_told_logs_no_password(provisioned: PrivatePostgres) -> None:
+    logged: list[str] = []
+    with psycopg.connect(provisioned.dsn("postgres"), autocommit=True) as connection:
+        connection.add_notice_handler(lambda said: logged.append(str(said.message_primary)))
+        connection.execute("SET log_statement = 'all'")
+        connection.execute("SET client_min_messages = 'log'")
+        create_role(connection, RELAY, PASSWORDS[RELAY], "LOGIN REPLICATION")
+
+    assert [line for line in logged if "ALTER ROLE" in line]
+    assert not [line for line in logged if PASSWORDS[RELAY] in line]
+    assert connects(provisioned, "orders", RELAY, PASSWORDS[RELAY])
 
 
 def test_a_service_may_use_its_tables_and_own_none(provisioned: PrivatePostgres) -> None:

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from relay.broker.topology import ServiceQueue
 from relay.config import load
 from relay.demo.access import RELAY, SERVICES
-from relay.demo.credentials import POSTGRES, RABBITMQ, Credentials
+from relay.demo.credentials import POSTGRES, RABBITMQ, Credentials, SecretMissing
 from services.settings import Listen, ServiceSettings, read
 
 
@@ -100,6 +100,12 @@ def test_what_is_missing_is_made_and_the_rest_stays(folder: Path) -> None:
     assert {name for name in before if after[name] != before[name]} == {
         "orders/orders_amqp_url", "orders/orders_dsn", "orders/password", "rabbitmq/definitions.json",
     }  # fmt: skip
+
+
+def test_whose_password_is_gone_is_told(folder: Path) -> None:
+    (folder / "orders" / "password").unlink()
+    with pytest.raises(SecretMissing, match="no password of orders"):
+        _ = Credentials(folder).passwords
 
 
 def test_new_passwords_are_for_all_but_the_superuser(folder: Path) -> None:
