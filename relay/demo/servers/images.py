@@ -3,6 +3,7 @@
 from typing import Final
 
 import psycopg
+from docker.types import Ulimit
 from testcontainers.core.container import DockerContainer
 
 from relay.demo.servers.container import ContainerServer
@@ -14,6 +15,9 @@ SCRIPTS: Final = "/docker-entrypoint-initdb.d"
 """Where the image of PostgreSQL looks for what else is to be done to new data."""
 
 RABBITMQ_DIRECTORY: Final = "/etc/rabbitmq"
+
+FILES_MAX: Final = 65536
+"""Files and sockets at once. Erlang's memory grows with what is allowed, and some engines allow a thousand million."""
 
 RABBITMQ_CONFIG: Final = f"""\
 load_definitions = {RABBITMQ_DIRECTORY}/definitions.json
@@ -68,6 +72,7 @@ class ContainerRabbitMQ(RabbitMQ, ContainerServer):
 
     def _fill(self, box: DockerContainer) -> None:
         box.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", IDLE_SLEEPS)
+        box.with_kwargs(ulimits=[Ulimit(name="nofile", soft=FILES_MAX, hard=FILES_MAX)])
         files = {
             "enabled_plugins": f"[{', '.join(PLUGINS)}].\n",
             "conf.d/90-relay.conf": RABBITMQ_CONFIG,
