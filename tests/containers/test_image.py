@@ -2,12 +2,13 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from relay import __version__
-from tests.containers.conftest import ROOT, docker
+from tests.containers.conftest import BUILD_S, ROOT, docker
 from tests.support.waiting import eventually
 
 ADDED_MAX_BYTES = 45 * 1000 * 1000
@@ -92,7 +93,12 @@ def test_every_package_has_the_version_of_the_constraints(image: str) -> None:
 
 
 def test_it_adds_little_to_its_base(image: str) -> None:
-    added = size(image) - size(base())
+    try:
+        of_base = size(base())
+    except subprocess.CalledProcessError:  # a build leaves its base in a cache of its own
+        docker("pull", "--quiet", base(), within_s=BUILD_S)
+        of_base = size(base())
+    added = size(image) - of_base
     print(f"{added / 1e6:.1f} MB on top of {base()}")
     assert added < ADDED_MAX_BYTES
 

@@ -13,7 +13,7 @@ from relay.demo.servers.host import LOOPBACK, free_ports
 
 ROOT: Final = Path(__file__).parents[2]
 
-COMMAND_S: Final = 240.0
+COMMAND_S: Final = 480.0
 """How long one command may take: the build and the start of everything, on a machine that does other things too."""
 
 LAST_LINES: Final = "200"
@@ -54,16 +54,21 @@ class Compose:
         return done.stdout
 
     def attempt(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """A command that may fail."""
-        return subprocess.run(
-            ["docker", "compose", "--ansi", "never", *arguments],
-            cwd=ROOT,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-        )
+        """A command that may fail, but not hang."""
+        try:
+            return subprocess.run(
+                ["docker", "compose", "--ansi", "never", *arguments],
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_S,
+            )
+        except subprocess.TimeoutExpired as late:
+            raise Failed(
+                f"docker compose {' '.join(arguments)}: not done within {COMMAND_S:g} s\n{late.stderr}"
+            ) from None
 
     def inside(self, service: str, *command: str) -> str:
         """What a command in the container of a service says."""

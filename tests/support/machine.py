@@ -55,7 +55,7 @@ class Machine:
         self._environment = {**_proxies(), **pip_environment(_pip_settings())}
 
     def __enter__(self) -> Self:
-        _docker("run", "--detach", "--name", self._name, IMAGE, "sleep", str(LIFE_S))
+        _docker("run", "--detach", "--rm", "--name", self._name, IMAGE, "sleep", str(LIFE_S))
         try:
             if certificates := _certificates():
                 _docker("cp", "--follow-link", str(certificates), f"{self._name}:{CERTIFICATES}")

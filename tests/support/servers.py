@@ -14,13 +14,11 @@ import httpx
 import psycopg
 import pytest
 
-from relay.demo.access import RELAY, create_role, relay_user, service_user
+from relay.demo.access import RELAY, SERVICES, create_role, relay_user, service_user
 from relay.demo.servers.choice import choose_postgres, choose_rabbitmq
 from relay.demo.servers.definitions import BrokerUser
 from relay.demo.servers.host import ServerMissing
 from relay.demo.servers.kind import KINDS, Kind
-
-SERVICES = ("orders", "customers", "inventory")
 
 KIND = "RELAY_TEST_SERVERS"
 """One rung of the ladder, if no other one will do."""
