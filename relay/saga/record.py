@@ -229,13 +229,16 @@ def _succeeded(record: Record, name: str, step: StepRecord, event: LogEvent) -> 
 
 def _failed(record: Record, name: str, step: StepRecord, event: LogEvent) -> Record:
     given_up = Phase.LOST if step.uncertain else Phase.FAILED
-    match event.detail.get("then", Then.COMPENSATE):
+    then = event.detail.get("then", Then.COMPENSATE)
+    if step.phase is Phase.STUCK and then != Then.SUSPEND:
+        # An answer after all. It may even be tried again: somebody has raised its budget since.
+        record = _resume(record)
+    match then:
         case Then.RETRY:
             return _with(record, name, replace(step, phase=Phase.RETRYING))
         case Then.SUSPEND:
             return _with(record, name, replace(step, phase=Phase.STUCK))
         case Then.COMPENSATE:
-            record = _resume(record) if step.phase is Phase.STUCK else record
             return _turn_back(_with(record, name, replace(step, phase=given_up)), event.reason)
         case _:
             return _with(record, name, replace(step, phase=given_up))

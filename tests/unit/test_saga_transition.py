@@ -119,6 +119,13 @@ class Run(Runner):
         self.feed(Stalled(timer, "ValueError: no"))
         return self
 
+    def deploy(self, step: str, *, retry: Retry) -> "Run":
+        """A new version of the definition, in which only a budget is another one."""
+        found = self.saga.find(step)
+        assert found is not None
+        found.retry = retry
+        return self
+
     @property
     def happened(self) -> list[str]:
         return [f"{event.what.value} {event.step or ''}".strip() for event in self.log]
@@ -373,6 +380,16 @@ def test_a_pivot_that_nobody_answers_suspends_the_saga() -> None:
 def test_a_pivot_that_is_answered_at_last_says_where_to_go(reply: Reply, status: Status) -> None:
     run = paid(retry=ONCE).start().due(Purpose.TIMEOUT, "pay").reply("pay", reply)
     assert run.status is status
+
+
+def test_a_pivot_whose_budget_is_raised_while_it_is_stuck_goes_on_when_its_failure_passes() -> None:
+    run = paid(retry=ONCE, transient=(Busy,)).start().due(Purpose.TIMEOUT, "pay")
+    assert run.status is Status.SUSPENDED
+    run.deploy("pay", retry=TWICE)
+    run.reply("pay", Busy())
+    assert (run.status, run.record.reason) == (Status.RUNNING, None)
+    run.due(Purpose.RETRY, "pay").reply("pay", attempt=2).reply("ship")
+    assert run.status is Status.COMPLETED
 
 
 def test_a_pivot_that_fails_after_an_attempt_without_an_answer_is_not_taken_for_lost() -> None:
