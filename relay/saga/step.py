@@ -197,7 +197,16 @@ class RemoteStep(_Step[S]):
 
     def answer(self, name: str) -> type[Reply] | None:
         """The type of a reply of that name to the command, None when the step does not know it."""
-        return self._replies.get(name) or BUILT_IN.get(name)
+        known = self._replies.get(name) or BUILT_IN.get(name)
+        return None if known is Done and not self._takes_done else known
+
+    @property
+    def _takes_done(self) -> bool:
+        """Whether it is done when its participant says no more than that, so that the saga gets no product of it."""
+        declared = () if self.command_type is None else self.command_type.replies
+        if Done in self._replies.values() or Done in declared:
+            return True
+        return all(issubclass(reply, Failure) for reply in self._replies.values())
 
     def compensation_answer(self, name: str) -> type[Reply] | None:
         """The type of a reply of that name to the command that undoes the step, None when nobody declares it."""

@@ -35,6 +35,10 @@ class Tell(Command):
     replies = (Done, No)
 
 
+class TellOrSayYes(Command):
+    replies = (Done, Yes)
+
+
 class Refuse(Command):
     replies = (No,)
 
@@ -62,6 +66,10 @@ def ask_plainly(state: State) -> AskPlainly:
 
 def tell(state: State) -> Tell:
     return Tell()
+
+
+def tell_or_say_yes(state: State) -> TellOrSayYes:
+    return TellOrSayYes()
 
 
 def refuse(state: State) -> Refuse:
@@ -441,6 +449,22 @@ def test_a_command_that_declares_no_replies_may_have_any(trip: Saga[State]) -> N
     assert step.answer("Strange") is Strange
     assert step.answer("OperationCancelled") is OperationCancelled
     assert step.answer("Yes") is None
+
+
+def test_done_completes_a_step_that_handles_no_other_success(trip: Saga[State]) -> None:
+    step = trip.step(to="hotel")(ask)
+    step.on(No)(note)
+    assert step.answer("Done") is Done
+    step.on(Yes)(note)
+    assert step.answer("Done") is None
+    step.on(Done)(note)
+    assert step.answer("Done") is Done
+
+
+def test_done_completes_a_step_whose_command_declares_it_beside_others(trip: Saga[State]) -> None:
+    step = trip.step(to="hotel")(tell_or_say_yes)
+    step.on(Yes)(note)
+    assert step.answer("Done") is Done
 
 
 def test_the_command_that_undoes_says_what_it_is_answered_with(trip: Saga[State]) -> None:

@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from relay.messaging import Compensated, Done, OperationCancelled
+from relay.messaging import Compensated, OperationCancelled
 from relay.saga.log import Happened
 from relay.saga.record import Record, Status, rebuild
 from relay.saga.stimulus import (
@@ -95,9 +95,7 @@ class Nonsense(Runner):
     def hear(self) -> None:
         chance, name = self._chance, self._chance.choice(self._names)
         attempt = chance.choice([None, 1, 1, 2, 3, 99])
-        reply = chance.choice(
-            [Yes(product="x"), Yes(product="x"), No(), Busy(), Done(), Compensated(), OperationCancelled()]
-        )
+        reply = chance.choice([Yes(product="x"), Yes(product="x"), No(), Busy(), Compensated(), OperationCancelled()])
         timer = Timer(chance.choice(list(Purpose)), chance.choice([name, None]), attempt)
         stimuli = [
             Replied(name, reply, attempt, chance.random() < 0.4),

@@ -499,6 +499,15 @@ def test_a_step_without_handlers_is_completed_by_done() -> None:
     assert trip.start().reply("tell", Done()).status is Status.COMPLETED
 
 
+def test_done_is_no_answer_to_a_step_that_waits_for_what_was_produced() -> None:
+    """A participant that says no more than that would have the saga go on without its product."""
+    run = order().start()
+    with pytest.raises(UnexpectedReply, match="step credit: nothing handles the reply Done"):
+        run.reply("credit", Done())
+    assert run.phase("credit") is Phase.STARTED
+    assert run.reply("credit").status is Status.COMPLETED
+
+
 def test_an_operation_that_was_cancelled_fails_its_step_for_good() -> None:
     run = order().start().reply("credit", OperationCancelled())
     assert run.status is Status.COMPENSATED
