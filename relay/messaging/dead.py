@@ -89,11 +89,11 @@ _PAGE: Final[LiteralString] = """
         SELECT EXISTS (
             SELECT FROM relay.deferred AS other
             WHERE other.consumer = d.consumer AND other.aggregate_type = d.aggregate_type
-              AND other.aggregate_id = d.aggregate_id AND other.seq < d.seq) AS there
+              AND other.aggregate_id = d.aggregate_id AND other.lane = d.lane AND other.seq < d.seq) AS there
     ) AS earlier, LATERAL (
         SELECT count(*) FROM relay.deferred AS other
         WHERE other.consumer = d.consumer AND other.aggregate_type = d.aggregate_type
-          AND other.aggregate_id = d.aggregate_id AND other.seq > d.seq
+          AND other.aggregate_id = d.aggregate_id AND other.lane = d.lane AND other.seq > d.seq
     ) AS behind
     ORDER BY d.seq
 """

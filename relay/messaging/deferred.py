@@ -1,12 +1,12 @@
 """The table relay.deferred: messages that could not be handled yet, and those of their aggregates that came later.
 
-What is here is acknowledged. The first one of an aggregate is tried again when it is due, by any instance; the others
-wait behind it, dead or not.
+What is here is acknowledged. The first one of a lane is tried again when it is due, by any instance; the others wait
+behind it, dead or not.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString, TypeAlias, cast
+from typing import Any, Final, LiteralString, NamedTuple, cast
 
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
@@ -18,7 +18,13 @@ from relay.messaging.failures import HISTORY_MAX, Entry, History, Mishap
 from relay.messaging.message import Incoming
 from relay.messaging.retry import Retry
 
-Aggregate: TypeAlias = tuple[str, str]
+
+class Lane(NamedTuple):
+    """What waits for each other: the messages of an aggregate; or one that overtakes them, by itself, under its id."""
+
+    aggregate_type: str
+    aggregate_id: str
+    message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +37,15 @@ class Kept:
     body: bytes
     attempts: int
     history: History
+    overtakes: bool = False
 
 
 # A copy that is delivered again finds the row here, or, when that is gone, the id in the inbox: it changes nothing.
 _INSERT: Final[LiteralString] = """
-    INSERT INTO relay.deferred (consumer, message_id, aggregate_type, aggregate_id, type, properties, body, attempts,
-                                history, due_at, dead_at)
-    SELECT %(consumer)s, %(message_id)s, %(aggregate_type)s, %(aggregate_id)s, %(type)s, %(properties)s::text::json,
-           %(body)s, %(attempts)s, %(history)s::text::json,
+    INSERT INTO relay.deferred (consumer, message_id, aggregate_type, aggregate_id, lane, type, properties, body,
+                                attempts, history, due_at, dead_at)
+    SELECT %(consumer)s, %(message_id)s, %(aggregate_type)s, %(aggregate_id)s, %(lane)s, %(type)s,
+           %(properties)s::text::json, %(body)s, %(attempts)s, %(history)s::text::json,
            clock_timestamp() + make_interval(secs => %(delay_s)s),
            CASE WHEN %(dead)s THEN clock_timestamp() END
     WHERE NOT EXISTS (SELECT FROM relay.inbox WHERE consumer = %(consumer)s AND message_id = %(message_id)s)
@@ -46,25 +53,25 @@ _INSERT: Final[LiteralString] = """
 """
 
 # The time of the statement, not the clock's: an index finds what is due by one that stays the same. The first one of
-# its aggregate is looked up for each, in an index: a join would compare all that wait behind one with each other.
+# its lane is looked up for each, in an index: a join would compare all that wait behind one with each other.
 _DUE: Final[LiteralString] = """
-    SELECT d.aggregate_type, d.aggregate_id FROM relay.deferred AS d
+    SELECT d.aggregate_type, d.aggregate_id, d.lane FROM relay.deferred AS d
     WHERE d.consumer = %(consumer)s AND d.dead_at IS NULL AND d.due_at <= statement_timestamp() AND d.seq = (
         SELECT first.seq FROM relay.deferred AS first
         WHERE first.consumer = d.consumer AND first.aggregate_type = d.aggregate_type
-          AND first.aggregate_id = d.aggregate_id
+          AND first.aggregate_id = d.aggregate_id AND first.lane = d.lane
         ORDER BY first.seq LIMIT 1)
     ORDER BY d.due_at LIMIT %(limit)s
 """
 
-# The first of the aggregate is found before anything is locked: to skip a locked one would be to overtake it.
+# The first of the lane is found before anything is locked: to skip a locked one would be to overtake it.
 _CLAIM: Final[LiteralString] = """
     WITH head AS (
         SELECT d.consumer, d.message_id FROM relay.deferred AS d
         WHERE d.consumer = %(consumer)s AND d.message_id = (
             SELECT first.message_id FROM relay.deferred AS first
             WHERE first.consumer = %(consumer)s AND first.aggregate_type = %(aggregate_type)s
-              AND first.aggregate_id = %(aggregate_id)s
+              AND first.aggregate_id = %(aggregate_id)s AND first.lane = %(lane)s
             ORDER BY first.seq LIMIT 1)
           AND d.dead_at IS NULL AND d.due_at <= clock_timestamp()
         FOR UPDATE SKIP LOCKED
@@ -85,9 +92,11 @@ _FAIL: Final[LiteralString] = """
 """
 
 
-async def follow(conn: AsyncConnection[Any], consumer: str, incoming: Incoming, said: Properties) -> None:
-    """Put a message behind those of its aggregate that are here. It has not been tried."""
-    await put_off(conn, consumer, incoming, said, (), 0.0)
+async def follow(
+    conn: AsyncConnection[Any], consumer: str, incoming: Incoming, said: Properties, *, overtakes: bool = False
+) -> None:
+    """Put a message behind those of its lane that are here. It has not been tried."""
+    await put_off(conn, consumer, incoming, said, (), 0.0, overtakes=overtakes)
 
 
 async def put_off(
@@ -97,13 +106,19 @@ async def put_off(
     said: Properties,
     history: History,
     delay_s: float | None,
+    *,
+    overtakes: bool = False,
 ) -> None:
-    """Put off a message that has been tried, once for each entry of its history. None for the delay: it is dead."""
+    """Put off a message that has been tried, once for each entry of its history. None for the delay: it is dead.
+
+    One that `overtakes` waits for none of its aggregate, and none waits for it.
+    """
     parameters = {
         "consumer": consumer,
         "message_id": incoming.message_id,
         "aggregate_type": incoming.aggregate[0],
         "aggregate_id": incoming.aggregate[1],
+        "lane": incoming.message_id if overtakes else "",
         "type": incoming.type,
         "properties": properties.to_json(said),
         "body": incoming.body,
@@ -115,22 +130,23 @@ async def put_off(
     await conn.execute(_INSERT, parameters)
 
 
-async def due(conn: AsyncConnection[Any], consumer: str, limit: int) -> list[Aggregate]:
-    """Aggregates whose first message is to be tried again now, those that have been due for longest first."""
+async def due(conn: AsyncConnection[Any], consumer: str, limit: int) -> list[Lane]:
+    """Lanes whose first message is to be tried again now, those that have been due for longest first."""
     cursor = await conn.cursor(row_factory=tuple_row).execute(_DUE, {"consumer": consumer, "limit": limit})
-    return [(aggregate_type, aggregate_id) for aggregate_type, aggregate_id in await cursor.fetchall()]
+    return [Lane(*row) for row in await cursor.fetchall()]
 
 
-async def claim(conn: AsyncConnection[Any], consumer: str, aggregate: Aggregate, retry: Retry) -> Kept | None:
-    """Claim the first message of an aggregate for one more attempt, if it is due and nobody else is at it.
+async def claim(conn: AsyncConnection[Any], consumer: str, lane: Lane, retry: Retry) -> Kept | None:
+    """Claim the first message of a lane for one more attempt, if it is due and nobody else is at it.
 
     The attempt is counted before it is made, and the message is due again some time later: should it end the process,
     it is not tried for ever, nor at once.
     """
     parameters = {
         "consumer": consumer,
-        "aggregate_type": aggregate[0],
-        "aggregate_id": aggregate[1],
+        "aggregate_type": lane.aggregate_type,
+        "aggregate_id": lane.aggregate_id,
+        "lane": lane.message_id,
         "first_s": retry.first_s,
         "cap_s": retry.cap_s,
     }
@@ -148,6 +164,7 @@ async def claim(conn: AsyncConnection[Any], consumer: str, aggregate: Aggregate,
         body,
         attempts,
         tuple(Mishap.read(entry) for entry in history),
+        overtakes=bool(lane.message_id),
     )
 
 

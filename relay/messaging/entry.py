@@ -22,13 +22,16 @@ class Entry(NamedTuple):
 
 # Each is one statement, because most messages need no other of the library's. What waits inserts nothing; what has been
 # seen begins no operation. An insert waits for the end of another transaction that has inserted the same.
+#
+# What is put off in a lane of its own keeps nobody waiting, dead or not: it could as well have come later, and no action
+# is to wait for a person because another one cannot be undone.
 _BEHIND: Final[LiteralString] = """
     WITH gate AS MATERIALIZED (
         SELECT EXISTS (
             SELECT FROM relay.deferred AS d
             WHERE d.consumer = %(consumer)s AND d.aggregate_type = %(aggregate_type)s
               AND d.aggregate_id = %(aggregate_id)s
-              AND (d.message_id = %(message_id)s OR NOT %(overtakes)s)) AS closed
+              AND (d.message_id = %(message_id)s OR (d.lane = '' AND NOT %(overtakes)s))) AS closed
     )"""
 
 _AGAIN: Final[LiteralString] = """

@@ -49,9 +49,10 @@ class ServiceLog:
         fields = {"message_id": message_id, "attempt": history[-1].attempt, "delay_s": round(delay_s, 3)}
         self.info("message_deferred", words, **fields)
 
-    def dead(self, subject: str, message_id: str, history: History, error: Exception) -> None:
+    def dead(self, subject: str, message_id: str, history: History, error: Exception, *, overtakes: bool) -> None:
         """A message will not be tried any more unless somebody wants it to be."""
-        words = f"{subject} {message_id} is dead, and what comes after it waits: {summed_up(history)}"
+        waits = "" if overtakes else ", and what comes after it waits"
+        words = f"{subject} {message_id} is dead{waits}: {summed_up(history)}"
         entries = [mishap.entry for mishap in history]
         self.error("message_dead", words, error, message_id=message_id, history=entries)
 

@@ -44,18 +44,25 @@ class Receiver:
         self.consumer = consumer
         self._routes = routes
 
+    def overtakes(self, incoming: Incoming) -> bool:
+        """Whether a message waits for none of its aggregate that was put off, and none for it.
+
+        What undoes must not wait for an action that cannot be done: the operation keeps the two apart in any order.
+        """
+        route = self._routes.find(incoming)
+        in_any_order = route is not None and (route.undoes or route.any_order)
+        return in_any_order and incoming.operation is not None
+
     async def handle(self, delivery: Delivery, conn: AsyncConnection[TupleRow]) -> Outcome:
         """Handle a delivery. See Service.handle."""
         require_transaction(conn)
         incoming = Incoming.of(delivery)
         route = self._routes.find(incoming)
         outcome = _first_state(route, incoming)
-        # What undoes must not wait for an action that cannot be done: the operation keeps the two apart in any order.
-        in_any_order = route is not None and (route.undoes or route.any_order)
-        overtakes = in_any_order and incoming.operation is not None
+        overtakes = self.overtakes(incoming)
         entry = await enter(conn, self.consumer, incoming, outcome=outcome, overtakes=overtakes)
         if entry.waits:
-            await deferred.follow(conn, self.consumer, incoming, delivery.properties)
+            await deferred.follow(conn, self.consumer, incoming, delivery.properties, overtakes=overtakes)
             return Outcome.DEFERRED
         if entry.fresh:
             _require_young(incoming)

@@ -1,4 +1,4 @@
-"""The job that tries messages again that were put off: the first of each aggregate, when it is due."""
+"""The job that tries messages again that were put off: the first of each lane, when it is due."""
 
 import asyncio
 from functools import partial
@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 from relay.backoff import Backoff
 from relay.messaging import deferred
 from relay.messaging.attempt import attempt
-from relay.messaging.deferred import Aggregate, Kept
+from relay.messaging.deferred import Kept, Lane
 from relay.messaging.failures import Mishap, described
 from relay.messaging.handler import Outcome
 from relay.messaging.lanes import Lanes
@@ -30,11 +30,11 @@ POLL_SHARE: Final = 0.1
 WIDTH: Final = 4
 """Messages that an instance tries again at once, beside those of its queue."""
 
-AGGREGATES: Final = 100
-"""How many aggregates with something due are taken in hand at a time."""
+LANES: Final = 100
+"""How many lanes with something due are taken in hand at a time."""
 
 TURN: Final = 100
-"""Messages of one aggregate that are handled one after the other before others have their turn."""
+"""Messages of one lane that are handled one after the other before others have their turn."""
 
 LOST_MAX: Final = 8
 """How many attempts may end without a word, with the process or the connection, before a message is dead anyway."""
@@ -56,22 +56,22 @@ class Retrier:
     async def run(self, pool: Pool) -> None:
         """Try again, until cancelled, what is due. While the database is away, this waits."""
         clock = asyncio.get_running_loop().time
-        in_hand: set[Aggregate] = set()
+        in_hand: set[Lane] = set()
         async with Lanes(WIDTH) as lanes:
             while True:
                 begun_at = clock()
-                for aggregate in await self._due(pool) if len(in_hand) < AGGREGATES else ():
-                    if aggregate not in in_hand:
-                        in_hand.add(aggregate)
-                        lanes.start(aggregate, partial(self._take_turn, pool, aggregate, in_hand, lanes))
+                for lane in await self._due(pool) if len(in_hand) < LANES else ():
+                    if lane not in in_hand:
+                        in_hand.add(lane)
+                        lanes.start(lane, partial(self._take_turn, pool, lane, in_hand, lanes))
                 await asyncio.sleep(max(POLL_S, (clock() - begun_at) * (1 / POLL_SHARE - 1)))
 
-    async def _due(self, pool: Pool) -> list[Aggregate]:
+    async def _due(self, pool: Pool) -> list[Lane]:
         """What is due. While the database is away, this waits; what is being tried meanwhile is not disturbed."""
         backoff = Backoff(AWAY_FIRST_S, AWAY_CAP_S)
         while True:
             try:
-                return await attempt(pool, partial(deferred.due, consumer=self._consumer, limit=AGGREGATES))
+                return await attempt(pool, partial(deferred.due, consumer=self._consumer, limit=LANES))
             except psycopg.Error as error:
                 if trouble(error) is not Trouble.AWAY:
                     raise
@@ -79,25 +79,26 @@ class Retrier:
                 self._log.warning("job_waits", words, job="retries")
             await asyncio.sleep(backoff.next())
 
-    async def _take_turn(self, pool: Pool, aggregate: Aggregate, in_hand: set[Aggregate], lanes: Lanes) -> None:
-        """Work on an aggregate for one turn, and line up for another when there is more."""
+    async def _take_turn(self, pool: Pool, lane: Lane, in_hand: set[Lane], lanes: Lanes) -> None:
+        """Work on a lane for one turn, and line up for another when there is more."""
         try:
-            more = await self._work_off(pool, aggregate)
+            more = await self._work_off(pool, lane)
         except psycopg.Error as error:
             # One message may be what ends its connection: it costs the others nothing. What was claimed is due again
             # after a while. And another instance may have been quicker, in a session that takes that for a conflict.
             if trouble(error) is Trouble.FAULT:
                 raise
             more = False
-            self._log.warning("database_away", f"a message of {' '.join(aggregate)} has to wait: {described(error)}")
+            words = f"a message of {lane.aggregate_type} {lane.aggregate_id} has to wait: {described(error)}"
+            self._log.warning("database_away", words)
         if more:
-            lanes.start(aggregate, partial(self._take_turn, pool, aggregate, in_hand, lanes))
+            lanes.start(lane, partial(self._take_turn, pool, lane, in_hand, lanes))
         else:
-            in_hand.discard(aggregate)
+            in_hand.discard(lane)
 
-    async def _work_off(self, pool: Pool, aggregate: Aggregate) -> bool:
-        """Handle the first message of an aggregate, and, as long as that succeeds, those behind it; True for more."""
-        claim = partial(deferred.claim, consumer=self._consumer, aggregate=aggregate, retry=self._retry)
+    async def _work_off(self, pool: Pool, lane: Lane) -> bool:
+        """Handle the first message of a lane, and, as long as that succeeds, those behind it; True for more."""
+        claim = partial(deferred.claim, consumer=self._consumer, lane=lane, retry=self._retry)
         for _ in range(TURN):
             kept = await attempt(pool, claim)
             if kept is None or not await self._try(pool, kept):
@@ -145,6 +146,6 @@ class Retrier:
             pool, partial(deferred.fail, consumer=self._consumer, kept=kept, history=history, delay_s=delay_s)
         )
         if delay_s is None:
-            self._log.dead(kept.type, kept.message_id, history, error)
+            self._log.dead(kept.type, kept.message_id, history, error, overtakes=kept.overtakes)
         else:
             self._log.put_off(kept.type, kept.message_id, history, delay_s)

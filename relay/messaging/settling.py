@@ -101,6 +101,7 @@ class Settling:
         self, held: Held, incoming: Incoming, history: History, error: Exception, delay_s: float | None
     ) -> None:
         """Keep a message in the table; reject it when the table cannot have it."""
+        overtakes = self._receiver.overtakes(incoming)
         keep = partial(
             deferred.put_off,
             consumer=self._receiver.consumer,
@@ -108,6 +109,7 @@ class Settling:
             said=held.delivery.properties,
             history=history,
             delay_s=delay_s,
+            overtakes=overtakes,
         )
         patience = Patience(fault_tries=1)
         while True:
@@ -122,7 +124,7 @@ class Settling:
                 self._log.failed(incoming.type, incoming.message_id, refused, wait_s)
                 await held.pause(wait_s)
         if delay_s is None:
-            self._log.dead(incoming.type, incoming.message_id, history, error)
+            self._log.dead(incoming.type, incoming.message_id, history, error, overtakes=overtakes)
         else:
             self._log.put_off(incoming.type, incoming.message_id, history, delay_s)
 

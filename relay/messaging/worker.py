@@ -34,7 +34,8 @@ BROKER_FIRST_S: Final = 0.1
 BROKER_CAP_S: Final = 5.0
 """Waits between attempts to connect to RabbitMQ."""
 
-_READY: Final = "SELECT FROM relay.inbox, relay.operation, relay.deferred LIMIT 0"
+_READY: Final = "SELECT deferred.lane FROM relay.inbox, relay.operation, relay.deferred LIMIT 0"
+"""With the newest column that messages need: a service may be newer than its database."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from psycopg import AsyncConnection
 
 from relay.broker.properties import COMMANDS, Delivery, HeaderValue, Properties
 from relay.messaging import Incoming, Outcome, Retry, Transaction, Unprocessable, deferred
+from relay.messaging.deferred import Lane
 from relay.messaging.failures import Mishap
-from relay.messaging.retrier import AGGREGATES, LOST_MAX, Retrier
+from relay.messaging.retrier import LANES, LOST_MAX, Retrier
 from relay.messaging.retry import FAULT_TRIES
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier, Outgoing
@@ -362,7 +363,7 @@ async def test_however_many_wait_behind_a_dead_one_others_have_their_turn(
 ) -> None:
     notes.query(KEPT, "a", "a0")
     notes.query("UPDATE relay.deferred SET attempts = 12, dead_at = now()")
-    for number in range(2 * AGGREGATES):
+    for number in range(2 * LANES):
         notes.query(KEPT, "a", f"x{number}")
     notes.query(KEPT, "b", "b1")
     async with running(Notebook(), notes.role_dsn(SERVICE), vhost.user_url(SERVICE)):
@@ -460,14 +461,14 @@ class TestAtTheEdge:
     ) -> None:
         await self.put_off(conn, deliver("a1"))
         retry = Retry(attempts=5, backoff="50ms..50ms")
-        first = await deferred.claim(conn, SERVICE, ("book", "a"), retry)
+        first = await deferred.claim(conn, SERVICE, Lane("book", "a"), retry)
         assert first is not None
         assert first.attempts == 2
-        assert await deferred.claim(conn, SERVICE, ("book", "a"), retry) is None
+        assert await deferred.claim(conn, SERVICE, Lane("book", "a"), retry) is None
 
         # The claimer says nothing any more.
         await eventually(lambda: notes.value("SELECT due_at <= clock_timestamp() FROM relay.deferred"))
-        second = await deferred.claim(conn, SERVICE, ("book", "a"), retry)
+        second = await deferred.claim(conn, SERVICE, Lane("book", "a"), retry)
         assert second is not None
         assert second.attempts == 3
 
@@ -487,7 +488,7 @@ class TestAtTheEdge:
         await self.put_off(conn, deliver("a2"))
         notebook = Notebook()
         retry = Retry(attempts=5, backoff="1ms..1ms")
-        first = await deferred.claim(conn, SERVICE, ("book", "a"), retry)
+        first = await deferred.claim(conn, SERVICE, Lane("book", "a"), retry)
         assert first is not None
         async with conn.transaction():
             await notebook.receiver.handle_again(first, conn)
@@ -495,8 +496,8 @@ class TestAtTheEdge:
                 await eventually(
                     lambda: notes.value("SELECT bool_and(due_at <= clock_timestamp()) FROM relay.deferred")
                 )
-                assert await deferred.claim(other, SERVICE, ("book", "a"), retry) is None
-        second = await deferred.claim(conn, SERVICE, ("book", "a"), retry)
+                assert await deferred.claim(other, SERVICE, Lane("book", "a"), retry) is None
+        second = await deferred.claim(conn, SERVICE, Lane("book", "a"), retry)
         assert second is not None
         assert second.message_id == "a2"
 
@@ -504,7 +505,7 @@ class TestAtTheEdge:
         self, notes: Database, conn: AsyncConnection, deliver: Callable[..., Delivery]
     ) -> None:
         await self.put_off(conn, deliver("a1"))
-        kept = await deferred.claim(conn, SERVICE, ("book", "a"), PATIENT)
+        kept = await deferred.claim(conn, SERVICE, Lane("book", "a"), PATIENT)
         assert kept is not None
         receiver = Notebook().receiver
         async with conn.transaction(force_rollback=True):  # the process dies before the commit
@@ -521,7 +522,7 @@ class TestAtTheEdge:
         """Two instances had a copy each: for one of them it failed."""
         await self.put_off(conn, deliver("a1"))
         notes.query("INSERT INTO relay.inbox (consumer, message_id) VALUES ('customers', 'a1')")
-        kept = await deferred.claim(conn, SERVICE, ("book", "a"), PATIENT)
+        kept = await deferred.claim(conn, SERVICE, Lane("book", "a"), PATIENT)
         assert kept is not None
         async with conn.transaction():
             assert await Notebook().receiver.handle_again(kept, conn) is Outcome.SEEN_BEFORE
@@ -539,7 +540,7 @@ class TestAtTheEdge:
     ) -> None:
         delivery = deliver("a1", correlation_id="s1", reply_to="orders", timestamp=1_700_000_000, app_id="shop")
         await self.put_off(conn, delivery)
-        kept = await deferred.claim(conn, SERVICE, ("book", "a"), PATIENT)
+        kept = await deferred.claim(conn, SERVICE, Lane("book", "a"), PATIENT)
         assert kept is not None
         assert (kept.properties, kept.body) == (delivery.properties, delivery.body)
 
@@ -592,7 +593,7 @@ class TestAtTheEdge:
         notebook = Notebook()
         old = deliver("a1", timestamp=1_700_000_000)
         await self.put_off(conn, old)
-        kept = await deferred.claim(conn, SERVICE, ("book", "a"), PATIENT)
+        kept = await deferred.claim(conn, SERVICE, Lane("book", "a"), PATIENT)
         assert kept is not None
         async with conn.transaction():
             assert await notebook.receiver.handle_again(kept, conn) is Outcome.HANDLED
@@ -621,4 +622,4 @@ async def test_very_many_behind_a_dead_one_do_not_keep_others_waiting(notes: Dat
     notes.query(KEPT, "other", "other")
     async with await AsyncConnection.connect(notes.role_dsn(SERVICE)) as conn:
         await conn.execute("SET statement_timeout = '2s'")
-        assert await deferred.due(conn, SERVICE, AGGREGATES) == [("book", "other")]
+        assert await deferred.due(conn, SERVICE, LANES) == [Lane("book", "other")]

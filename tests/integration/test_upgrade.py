@@ -162,6 +162,18 @@ async def test_a_service_has_the_rights_that_it_needs_now(old: Database) -> None
     assert old.value(granted, "customers") is False
 
 
+def test_what_was_put_off_stays_in_the_lane_of_its_aggregate(migrated_before: MigratedBefore) -> None:
+    database = migrated_before("0013")
+    database.query(
+        "INSERT INTO relay.deferred (consumer, message_id, aggregate_type, aggregate_id, type, properties, body)"
+        " VALUES ('orders', 'm1', 'order', '7', 'Ship', '{}', '')"
+    )
+
+    migrate(database.dsn)
+
+    assert database.query("SELECT message_id, lane FROM relay.deferred") == [("m1", "")]
+
+
 def test_a_timer_that_could_not_be_fired_for_days_is_given_its_budget(migrated_before: MigratedBefore) -> None:
     """Until then there was no end to it, and conflicts counted like what raises."""
     database = migrated_before("0012")
