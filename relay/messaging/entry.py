@@ -23,8 +23,8 @@ class Entry(NamedTuple):
 # Each is one statement, because most messages need no other of the library's. What waits inserts nothing; what has been
 # seen begins no operation. An insert waits for the end of another transaction that has inserted the same.
 #
-# What is put off in a lane of its own keeps nobody waiting, dead or not: it could as well have come later, and no action
-# is to wait for a person because another one cannot be undone.
+# What is put off in a lane of its own keeps nobody waiting, dead or not: it could as well have come later.
+# And an action must not wait for a person because another cannot be undone.
 _BEHIND: Final[LiteralString] = """
     WITH gate AS MATERIALIZED (
         SELECT EXISTS (
