@@ -68,8 +68,9 @@ async def test_a_copy_that_is_killed_again_and_again_comes_to_what_the_table_is(
         async with source.relay(OUTBOX, CUSTOMERS) as relay:
             await relay.until("streaming")
             source.run("INSERT INTO public.customers VALUES (-1, 'last')")
+            # The last one alone is looked at: there are tens of thousands, and it is asked with each.
             deliveries = await box.until(
-                lambda found: any(one.properties.headers["aggregate_id"] == "-1" for one in found)
+                lambda found: any(one.properties.headers["aggregate_id"] == "-1" for one in found[-1:])
             )
             assert await relay.end() == 0
     bodies: dict[str | None, bytes] = {}
