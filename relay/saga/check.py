@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol, TypeAlias
 
-from relay.messaging import Failure, Reply
+from relay.messaging import Failure
 from relay.messaging.message import type_of
 from relay.messaging.operation import ACTION
-from relay.saga.step import BUILT_IN, Nature, RemoteStep, Step, following, line
+from relay.saga.step import BUILT_IN, Nature, RemoteStep, Step, declared_replies, following, line
 
 Steps: TypeAlias = tuple[Step[Any], ...]
 
@@ -38,6 +38,7 @@ def check(saga: Declared) -> None:
             saga.refuse("an alternative cannot be called that: operations call the step itself so", step.name)
         _check_undo(saga, step)
         if isinstance(step, RemoteStep):
+            _check_commands(saga, step)
             _check_replies(saga, step)
     if saga.undo_order is not None:
         _check_undo_order(saga)
@@ -76,18 +77,27 @@ def _check_undo(saga: Declared, step: Step[Any]) -> None:
         saga.refuse("it has a compensation, but nothing is undone from the pivot on", step.name)
 
 
+def _check_commands(saga: Declared, step: RemoteStep[Any]) -> None:
+    """Nobody can tell which replies are to be handled when it is not known which command they answer."""
+    say = "say in {}() what it returns, like `-> ReserveRoom`, by a name that its module knows"
+    if not step.commands:
+        saga.refuse(f"its command cannot be told: {say.format(step.request.__name__)}", step.name)
+    if step.compensation is not None and not step.undoing_commands:
+        saga.refuse(f"the command that undoes it cannot be told: {say.format(step.compensation.__name__)}", step.name)
+
+
 def _check_replies(saga: Declared, step: RemoteStep[Any]) -> None:
-    declared: dict[str, type[Reply]] = {}
-    if step.command_type is not None:
-        declared = {type_of(reply): reply for reply in step.command_type.replies}
-    for name in declared:
-        if name not in step.replies and name not in BUILT_IN:
-            saga.refuse(f"nobody handles its reply {name}: add @{step.name}.on({name})", step.name)
+    declared = {reply: type_of(reply) for reply in declared_replies(step.commands)}
+    # A command that declares none may have any.
+    known = all(command.replies for command in step.commands)
     for name, reply in step.replies.items():
-        if declared and name not in BUILT_IN and declared.get(name) is not reply:
-            command = step.command_type.__name__ if step.command_type else "its command"
-            saga.refuse(f"it handles {name}, which is none of the replies of {command}", step.name)
-    if step.replies and all(issubclass(reply, Failure) for reply in (*step.replies.values(), *declared.values())):
+        if known and name not in BUILT_IN and reply not in declared:
+            commands = " or ".join(command.__name__ for command in step.commands)
+            saga.refuse(f"it handles {name}, which is none of the replies of {commands}", step.name)
+    for reply, name in declared.items():
+        if step.replies.get(name) is not reply and name not in BUILT_IN:
+            saga.refuse(f"nobody handles its reply {name}: add @{step.name}.on({name})", step.name)
+    if step.replies and all(issubclass(reply, Failure) for reply in (*step.replies.values(), *declared)):
         saga.refuse(
             f"no reply completes it: handle one that is not a Failure, like Done (@{step.name}.on(Done))",
             step.name,

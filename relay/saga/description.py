@@ -1,5 +1,6 @@
 """What a definition says, as data, and the hash that tells one version of it from another."""
 
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any
 
@@ -8,8 +9,9 @@ from pydantic_core import to_json
 
 from relay.duration import seconds
 from relay.messaging import Command, Retry
+from relay.messaging.message import type_of
 from relay.saga.definition import Saga
-from relay.saga.step import LOCAL_TIMEOUT, LocalStep, RemoteStep, Step, command_type
+from relay.saga.step import LOCAL_TIMEOUT, LocalStep, RemoteStep, Step
 
 
 def describe(saga: Saga[Any]) -> dict[str, JsonValue]:
@@ -47,16 +49,17 @@ def _step(saga: Saga[Any], step: Step[Any]) -> dict[str, JsonValue]:
     if isinstance(step, RemoteStep):
         said["to"] = step.to
         said["timeout_s"] = step.timeout_s
-        said["command"] = _schema(step.command_type)
-        said["compensating_command"] = None if step.compensation is None else _schema(command_type(step.compensation))
+        said["commands"] = _schemas(step.commands)
+        said["compensating_commands"] = _schemas(step.undoing_commands)
         said["replies"] = {name: reply.model_json_schema() for name, reply in step.replies.items()}
         if step.principal is step:
             said["alternatives"] = [_step(saga, alternative) for alternative in step.alternatives]
     return said
 
 
-def _schema(command: type[Command] | None) -> JsonValue:
-    return None if command is None else command.model_json_schema()
+def _schemas(commands: Iterable[type[Command]]) -> JsonValue:
+    """By name, because a function returns A | B or B | A: that is the same."""
+    return {type_of(command): command.model_json_schema() for command in commands}
 
 
 def _retry(retry: Retry) -> JsonValue:

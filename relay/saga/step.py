@@ -1,8 +1,24 @@
 """The steps of a saga, and how each is tried, given up and undone. Data for the transition function, no behaviour."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any, Final, Generic, NoReturn, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, get_type_hints
+from functools import cached_property
+from types import UnionType
+from typing import (
+    Any,
+    Final,
+    Generic,
+    NoReturn,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Union,
+    Unpack,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import BaseModel
 
@@ -142,7 +158,6 @@ class RemoteStep(_Step[S]):
         self.to = to
         self.compensation: Request[S] | None = None
         self.alternatives: list[RemoteStep[S]] = []
-        self.command_type = command_type(request)
         self._principal = principal
         self._replies: dict[str, type[Reply]] = {}
         self._handlers: dict[str, Callable[[S, Any], None]] = {}
@@ -151,6 +166,16 @@ class RemoteStep(_Step[S]):
     def principal(self) -> "RemoteStep[S]":
         """The step that this one is an alternative of, or itself."""
         return self._principal or self
+
+    @cached_property
+    def commands(self) -> tuple[type[Command], ...]:
+        """What it may ask for, one or several; none when that cannot be told, and the definition is refused."""
+        return command_types(self.request)
+
+    @property
+    def undoing_commands(self) -> tuple[type[Command], ...]:
+        """The same of what undoes it."""
+        return () if self.compensation is None else command_types(self.compensation)
 
     @property
     def replies(self) -> Mapping[str, type[Reply]]:
@@ -203,15 +228,13 @@ class RemoteStep(_Step[S]):
     @property
     def _takes_done(self) -> bool:
         """Whether it is done when its participant says no more than that, so that the saga gets no product of it."""
-        declared = () if self.command_type is None else self.command_type.replies
-        if Done in self._replies.values() or Done in declared:
+        if Done in (*self._replies.values(), *declared_replies(self.commands)):
             return True
         return all(issubclass(reply, Failure) for reply in self._replies.values())
 
     def compensation_answer(self, name: str) -> type[Reply] | None:
         """The type of a reply of that name to the command that undoes the step, None when nobody declares it."""
-        command = None if self.compensation is None else command_type(self.compensation)
-        declared = {} if command is None else {type_of(reply): reply for reply in command.replies}
+        declared = {type_of(reply): reply for reply in declared_replies(self.undoing_commands)}
         return declared.get(name) or BUILT_IN.get(name)
 
     def apply(self, state: S, reply: Reply) -> None:
@@ -250,10 +273,21 @@ def _timeout_s(saga: Declaring, name: str, text: str) -> float:
     return timeout_s
 
 
-def command_type(request: Callable[..., Command]) -> type[Command] | None:
-    """What the function says that it returns; None when that cannot be told, as for names of an inner scope."""
+def command_types(request: Callable[..., Command]) -> tuple[type[Command], ...]:
+    """What the function says that it returns: a command, or one of several.
+
+    None when that cannot be told: it does not say, says no more than Command, or by a name that its module does not
+    know, as for one of an inner scope.
+    """
     try:
         returned = get_type_hints(request).get("return")
-    except NameError:
-        return None
-    return returned if isinstance(returned, type) and issubclass(returned, Command) else None
+    except (NameError, AttributeError):
+        return ()
+    options = get_args(returned) if get_origin(returned) in (Union, UnionType) else (returned,)
+    told = tuple(each for each in options if isinstance(each, type) and issubclass(each, Command))
+    return told if len(told) == len(options) and Command not in told else ()
+
+
+def declared_replies(commands: Iterable[type[Command]]) -> tuple[type[Reply], ...]:
+    """All that one of the commands may be answered with, as far as they declare it."""
+    return tuple(reply for command in commands for reply in command.replies)

@@ -1,8 +1,9 @@
 """Sagas of chance, and a world to run them in: participants that keep operations, and a network that keeps no order."""
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import reduce, wraps
 from random import Random
 from typing import Any
 
@@ -66,6 +67,7 @@ class Busy(Failure):
 
 
 def named(name: str, function: Any) -> Any:
+    @wraps(function)
     def copy(*args: Any) -> Any:
         return function(*args)
 
@@ -73,9 +75,19 @@ def named(name: str, function: Any) -> Any:
     return copy
 
 
-def undoing(step: str, state: Trail) -> Undoing:
-    others = {name: product for name, product in state.produced.items() if name != step}
-    return Undoing(step=step, product=state.produced.get(step), others=others)
+def asking(name: str) -> Any:
+    def ask(state: Trail) -> Ask:
+        return Ask(step=name)
+
+    return named(name, ask)
+
+
+def undoing(step: str) -> Callable[[Trail], Undoing]:
+    def undo(state: Trail) -> Undoing:
+        others = {name: product for name, product in state.produced.items() if name != step}
+        return Undoing(step=step, product=state.produced.get(step), others=others)
+
+    return undo
 
 
 async def never(state: Trail, tx: Any) -> None:
@@ -127,18 +139,15 @@ class Builder:
             if nature is Nature.COMPENSABLE and not local.readonly:
                 local.compensate(never)
             return
-        step: RemoteStep[Trail] = self.saga.step(to="there", pivot=pivot, when=when, **self._options(nature))(
-            named(name, lambda state: Ask(step=name))
-        )
+        options = self._options(nature)
+        step: RemoteStep[Trail] = self.saga.step(to="there", pivot=pivot, when=when, **options)(asking(name))
         line = [step]
         for number in range(0 if pivot else chance.choice([0, 0, 0, 1, 2])):
-            other = f"{name}_{number}"
-            options = self._options(nature)
-            line.append(step.or_else(to="there", **options)(named(other, lambda state, other=other: Ask(step=other))))
+            line.append(step.or_else(to="there", **self._options(nature))(asking(f"{name}_{number}")))
         for each in line:
             self._hear(each)
             if (nature is Nature.COMPENSABLE or each is not line[-1]) and not each.readonly:
-                each.compensate(lambda state, each=each: undoing(each.name, state))
+                each.compensate(undoing(each.name))
 
     def _hear(self, step: RemoteStep[Trail]) -> None:
         def produced(state: Trail, reply: Yes) -> None:

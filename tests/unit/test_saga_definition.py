@@ -31,6 +31,13 @@ class AskPlainly(Command):
     replies = (Yes, No)
 
 
+class Booked(Reply): ...
+
+
+class AskForABed(Command):
+    replies = (Booked, No)
+
+
 class Tell(Command):
     replies = (Done, No)
 
@@ -62,6 +69,14 @@ def ask_again(state: State) -> Ask:
 
 def ask_plainly(state: State) -> AskPlainly:
     return AskPlainly()
+
+
+def ask_either(state: State) -> AskPlainly | AskForABed:
+    return AskForABed() if state.note else AskPlainly()
+
+
+def ask_freely(state: State) -> "AskPlainly | Ask":
+    return Ask()
 
 
 def tell(state: State) -> Tell:
@@ -299,11 +314,54 @@ def a_local_timeout_of_nothing(trip: Saga[State]) -> None:
     trip.local(timeout="0s")(work)
 
 
-def named(name: str, function: Any) -> Any:
-    def copy(state: State) -> Ask:
+def a_command_that_nobody_declares(trip: Saga[State]) -> None:
+    trip.step(to="hotel")(named("ask", lambda state: Ask(), returns=None))
+
+
+def a_command_of_any_kind(trip: Saga[State]) -> None:
+    trip.step(to="hotel")(named("ask", ask, returns=Command))
+
+
+def a_command_by_a_name_that_its_module_does_not_know(trip: Saga[State]) -> None:
+    class Inner(Command): ...
+
+    trip.step(to="hotel")(named("ask", lambda state: Inner(), returns="Inner"))
+
+
+def a_command_or_something_else(trip: Saga[State]) -> None:
+    trip.step(to="hotel")(named("ask", ask, returns=Ask | None))
+
+
+def an_alternative_whose_command_nobody_declares(trip: Saga[State]) -> None:
+    step = trip.step(to="hotel")(ask)
+    step.compensate(take_back)
+    step.or_else(to="inn")(named("ask_inn", ask, returns=None)).compensate(take_back)
+
+
+def an_undoing_command_that_nobody_declares(trip: Saga[State]) -> None:
+    trip.step(to="hotel")(ask).compensate(lambda state: Ask())
+
+
+def a_reply_of_the_second_command_that_nobody_handles(trip: Saga[State]) -> None:
+    step = trip.step(to="hotel")(ask_either)
+    step.on(Yes)(note)
+    step.on(No)(note)
+
+
+def a_reply_that_neither_command_declares(trip: Saga[State]) -> None:
+    step = trip.step(to="hotel")(ask_either)
+    for reply in (Yes, No, Booked, Strange):
+        step.on(reply)(note)
+
+
+def named(name: str, function: Any, returns: Any = Ask) -> Any:
+    def copy(state: State) -> Any:
         return function(state)
 
     copy.__name__ = name
+    copy.__annotations__["return"] = returns
+    if returns is None:
+        del copy.__annotations__["return"]
     return copy
 
 
@@ -343,6 +401,14 @@ REFUSED: dict[Build, str] = {
     an_order_that_goes_beyond_the_pivot: "saga trip, step ask: .* but nothing is undone from the pivot on",
     two_orders: "saga trip: the order of compensation is given twice",
     a_group_within_a_group: "saga trip: a parallel group within another one",
+    a_command_that_nobody_declares: "saga trip, step ask: its command cannot be told: .* like `-> ReserveRoom`",
+    a_command_of_any_kind: "saga trip, step ask: its command cannot be told",
+    a_command_by_a_name_that_its_module_does_not_know: "saga trip, step ask: its command cannot be told",
+    a_command_or_something_else: "saga trip, step ask: its command cannot be told",
+    an_alternative_whose_command_nobody_declares: "saga trip, step ask_inn: its command cannot be told",
+    an_undoing_command_that_nobody_declares: "saga trip, step ask: the command that undoes it cannot be told",
+    a_reply_of_the_second_command_that_nobody_handles: "saga trip, step ask_either: nobody handles its reply Booked",
+    a_reply_that_neither_command_declares: "it handles Strange, .* of AskPlainly or AskForABed",
     a_timeout_that_is_none: "saga trip, step ask: its timeout is 'soon'",
     a_timeout_of_nothing: "saga trip, step ask: its timeout is 0",
     a_local_timeout_that_is_none: "saga trip, step work: its timeout is 'soon'",
@@ -449,6 +515,36 @@ def test_a_command_that_declares_no_replies_may_have_any(trip: Saga[State]) -> N
     assert step.answer("Strange") is Strange
     assert step.answer("OperationCancelled") is OperationCancelled
     assert step.answer("Yes") is None
+
+
+def test_a_step_may_ask_for_one_thing_or_another(trip: Saga[State]) -> None:
+    step = trip.step(to="hotel")(ask_either)
+    for reply in (Yes, No, Booked):
+        step.on(reply)(note)
+    step.compensate(ask_either)
+    trip.seal()
+    assert (step.answer("Yes"), step.answer("Booked"), step.answer("Done")) == (Yes, Booked, None)
+    assert (step.compensation_answer("Yes"), step.compensation_answer("Booked")) == (Yes, Booked)
+
+
+def test_a_command_that_declares_no_replies_may_have_any_also_beside_one_that_does(trip: Saga[State]) -> None:
+    step = trip.step(to="hotel")(ask_freely)
+    for reply in (Yes, No, Strange):
+        step.on(reply)(note)
+    trip.seal()
+    assert step.answer("Strange") is Strange
+
+
+def test_a_command_may_be_defined_after_the_function_that_makes_it(trip: Saga[State]) -> None:
+    """What it is called is looked up when the definition is whole."""
+    try:
+        step = trip.step(to="hotel")(named("ask", ask, returns="Later"))
+        step.on(Yes)(note)
+        globals()["Later"] = type("Later", (Command,), {"replies": (Yes,)})
+        trip.seal()
+        assert step.answer("Yes") is Yes
+    finally:
+        globals().pop("Later", None)
 
 
 def test_done_completes_a_step_that_handles_no_other_success(trip: Saga[State]) -> None:

@@ -68,6 +68,7 @@ def define(name: str = "trip", state: Any = State, /, **said: Any) -> Saga[Any]:
 
     def heard(state: Any, reply: Reply) -> None: ...
 
+    ask_others.__annotations__ = {"return": Ask}
     ask.__annotations__ = {"return": option("command", Ask)}
     take_back.__annotations__ = {"return": option("undo_command", Ask)}
     strike.__name__ = option("strike", "strike")
@@ -109,6 +110,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "budget of a compensation": {"compensation_retry": Retry(attempts=3)},
     "transient failures": {"transient": (Busy,)},
     "command": {"command": AskMore},
+    "one of two commands": {"command": Ask | AskMore},
     "command that undoes": {"undo_command": AskMore},
     "replies": {"reply": Maybe},
     "alternatives": {"alternative": True},
@@ -139,6 +141,10 @@ def test_the_same_definition_has_the_same_hash() -> None:
 def test_saying_what_is_so_anyway_changes_nothing() -> None:
     """The last step is the pivot with and without a word about it."""
     assert fingerprint(define(pivot=True)) == fingerprint(define())
+
+
+def test_the_order_in_which_a_function_names_its_commands_changes_nothing() -> None:
+    assert fingerprint(define(command=Ask | AskMore)) == fingerprint(define(command=AskMore | Ask))
 
 
 def test_saying_that_a_local_step_has_the_time_it_has_anyway_changes_nothing() -> None:

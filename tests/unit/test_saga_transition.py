@@ -26,7 +26,7 @@ from relay.saga.stimulus import (
 )
 from relay.saga.task import load
 from relay.saga.transition import UnexpectedReply, decide
-from tests.unit.saga_model import Ask, Busy, No, Runner, Trail, Undoing, Yes, named, never
+from tests.unit.saga_model import Busy, No, Runner, Trail, Undoing, Yes, asking, named, never, undoing
 
 OK = Yes(product="p")
 TWICE = Retry(attempts=2, backoff="1s..1m")
@@ -49,13 +49,13 @@ class Trip:
         return self
 
     def remote(self, name: str, *, undo: bool = False, **options: Any) -> "Trip":
-        self._hear(self.saga.step(to="there", **options)(named(name, lambda state: Ask(step=name))), undo)
+        self._hear(self.saga.step(to="there", **options)(asking(name)), undo)
         return self
 
     def or_else(self, name: str, *, undo: bool = False, **options: Any) -> "Trip":
         step = self.saga.steps[-1].principal
         assert isinstance(step, RemoteStep)
-        self._hear(step.or_else(to="there", **options)(named(name, lambda state: Ask(step=name))), undo)
+        self._hear(step.or_else(to="there", **options)(asking(name)), undo)
         return self
 
     def _hear(self, step: RemoteStep[Trail], undo: bool) -> None:
@@ -69,7 +69,7 @@ class Trip:
         step.on(No)(refused)
         step.on(Busy)(refused)
         if undo:
-            step.compensate(lambda state: Undoing(step=step.name, product=state.produced.get(step.name)))
+            step.compensate(undoing(step.name))
 
     def start(self) -> "Run":
         self.saga.seal()
@@ -495,7 +495,7 @@ def test_local_steps_of_a_group_see_what_each_other_has_done() -> None:
 
 def test_a_step_without_handlers_is_completed_by_done() -> None:
     trip = Trip()
-    trip.saga.step(to="there")(named("tell", lambda state: Ask(step="tell")))
+    trip.saga.step(to="there")(asking("tell"))
     assert trip.start().reply("tell", Done()).status is Status.COMPLETED
 
 
@@ -594,7 +594,7 @@ def test_an_old_timer_says_nothing_about_a_later_attempt_at_a_compensation(purpo
 
 def test_an_operation_that_was_cancelled_stays_so_whatever_is_called_transient() -> None:
     trip = Trip()
-    step = trip.saga.step(to="there", transient=(OperationCancelled,))(named("ask", lambda state: Ask(step="ask")))
+    step = trip.saga.step(to="there", transient=(OperationCancelled,))(asking("ask"))
     step.on(OperationCancelled)(lambda state, reply: None)
     step.on(Yes)(lambda state, reply: None)
     assert trip.start().reply("ask", OperationCancelled()).status is Status.COMPENSATED
