@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, create_model
 
 from relay.messaging import Command, Failure, Reply, Retry
 from relay.saga.definition import Saga
@@ -148,13 +148,46 @@ def test_the_order_in_which_a_function_names_its_commands_changes_nothing() -> N
 
 
 def test_saying_that_a_local_step_has_the_time_it_has_anyway_changes_nothing() -> None:
-    """Nor did it change the hashes of sagas that began before local steps had a timeout at all."""
     assert fingerprint(define(local_timeout=LOCAL_TIMEOUT)) == fingerprint(define())
-    stages = describe(define())["stages"]
-    assert isinstance(stages, list)
-    local = [step for stage in stages if isinstance(stage, list) for step in stage if "to" not in step]
-    assert len(local) == 2
-    assert all("timeout_s" not in step for step in local)
+
+
+def a_model(base: type[BaseModel], docstring: str | None, /, **fields: Any) -> Any:
+    model: Any = create_model("Model", __base__=base, **fields)
+    model.__doc__ = docstring
+    model.model_rebuild(force=True)
+    return model
+
+
+@pytest.mark.parametrize(("what", "base"), [("state", BaseModel), ("command", Command), ("reply", Reply)])
+class TestWhatIsSaidOfAModel:
+    def fingerprint(self, what: str, model: Any) -> str:
+        return fingerprint(define("trip", model) if what == "state" else define(**{what: model}))
+
+    def test_the_order_of_its_fields_changes_nothing(self, what: str, base: Any) -> None:
+        one = a_model(base, None, room=(str, ...), nights=(int, ...))
+        other = a_model(base, None, nights=(int, ...), room=(str, ...))
+        assert self.fingerprint(what, one) == self.fingerprint(what, other)
+
+    def test_what_is_said_for_people_changes_nothing(self, what: str, base: Any) -> None:
+        plain = a_model(base, None, room=(str, ...))
+        said = a_model(base, "A night, or several.", room=(str, Field(title="Room", description="Its number.")))
+        assert self.fingerprint(what, plain) == self.fingerprint(what, said)
+
+    @pytest.mark.parametrize("field", ["title", "description", "required"])
+    def test_a_field_of_such_a_name_is_a_field(self, what: str, base: Any, field: str) -> None:
+        models = [a_model(base, None), *(a_model(base, None, **{field: (kind, ...)}) for kind in (str, int, BaseModel))]
+        assert len({self.fingerprint(what, model) for model in models}) == 4
+
+    def test_a_default_is_what_it_is(self, what: str, base: Any) -> None:
+        models = [a_model(base, None, note=(dict[str, str], {"title": title})) for title in ("one", "two")]
+        assert self.fingerprint(what, models[0]) != self.fingerprint(what, models[1])
+
+    def test_a_model_within_is_described_in_the_same_way(self, what: str, base: Any) -> None:
+        def holding(docstring: str, kind: type[object]) -> Any:
+            return a_model(base, None, inner=(list[a_model(BaseModel, docstring, title=(kind, ...))], ...))  # type: ignore[misc]
+
+        assert self.fingerprint(what, holding("One.", str)) == self.fingerprint(what, holding("Two.", str))
+        assert self.fingerprint(what, holding("One.", str)) != self.fingerprint(what, holding("One.", int))
 
 
 def test_another_process_finds_the_same_hash() -> None:
