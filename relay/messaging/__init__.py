@@ -1,6 +1,7 @@
 """The library that services use: messages that commit with the work they are about, and handlers that run once."""
 
 from relay.messaging import event_store, inbox, outbox
+from relay.messaging.deadline import TookTooLong
 from relay.messaging.event_store import StoredEvent, UnreadableEvent, WrongVersion
 from relay.messaging.handler import HandlerTaken, Outcome, UndeclaredReply
 from relay.messaging.jobs import JobTaken
@@ -41,6 +42,7 @@ __all__ = [
     "Retry",
     "Service",
     "StoredEvent",
+    "TookTooLong",
     "Transaction",
     "TransactionLost",
     "UndeclaredReply",

@@ -8,6 +8,7 @@ from typing import Self, TypeAlias
 
 from relay.errors import RelayError
 from relay.messaging.attempt import uncancelled
+from relay.messaging.deadline import Deadline
 from relay.messaging.message import AnyMessage, Command, Event, Failure, Incoming, Message, Reply, decode, type_of
 from relay.messaging.transaction import Transaction
 
@@ -55,11 +56,13 @@ class Route:
     """Its messages need not come in the order in which they were sent."""
 
     @classmethod
-    def to(cls, handler: Handler[AnyMessage], message_type: type[AnyMessage], *, undoes: bool = False) -> Self:
-        """The route of a type to its handler."""
+    def to(
+        cls, handler: Handler[AnyMessage], message_type: type[AnyMessage], *, timeout_s: float, undoes: bool = False
+    ) -> Self:
+        """The route of a type to its handler, which raises TookTooLong when it is not done in time."""
 
         def prepare(incoming: Incoming) -> Handling:
-            return _handling(partial(handler, decode(message_type, incoming.body)))
+            return _bounded(_handling(partial(handler, decode(message_type, incoming.body))), timeout_s)
 
         return cls(message_type, prepare, undoes)
 
@@ -77,6 +80,14 @@ class Route:
 
 def _handling(handler: Handling) -> Handling:
     return lambda tx: uncancelled(handler(tx))
+
+
+def _bounded(handler: Handling, timeout_s: float) -> Handling:
+    async def handle(tx: Transaction) -> Reply | None:
+        async with Deadline(timeout_s):
+            return await handler(tx)
+
+    return handle
 
 
 class Routes:
@@ -101,6 +112,8 @@ class Routes:
         """
         if self._replies is not None:
             raise HandlerTaken(f"service {self._service} has a handler of all replies already")
+        # A reply may set several local steps going, each with a deadline of its own, perhaps longer than a handler's.
+        # Nothing else of a saga's turn awaits code of users. So there is none for the whole.
         self._replies = Route(Reply, lambda incoming: _handling(partial(handler, incoming)), any_order=True)
 
     @property

@@ -9,6 +9,7 @@ from psycopg.rows import TupleRow
 
 from relay.broker.properties import Delivery
 from relay.broker.topology import ServiceQueue
+from relay.duration import seconds
 from relay.messaging import jobs
 from relay.messaging.handler import Handler, Outcome, ReplyHandler, Route, Routes
 from relay.messaging.jobs import Job
@@ -30,18 +31,33 @@ Answer = TypeVar("Answer", bound=Reply | None)
 RETRY: Final = Retry(attempts=12, backoff="1s..5m")
 """How often a message is tried in all, and how long it is put off in between: a quarter of an hour in all."""
 
+TIMEOUT: Final = "1m"
+"""How long a handler may take. So long its transaction holds its locks, and its aggregate waits. And should all of the
+prefetched messages hang, CONCURRENCY of them at once and FAULT_TRIES times each, the last is acknowledged before the 30
+minutes are over after which RabbitMQ closes the channel."""
+
 
 class Service:
     """A participant: it handles messages, each in one transaction of its own database, and writes to nothing else.
 
     Handlers are registered with the decorators `command`, `compensation` and `event` (the saga orchestrator uses
     `replies`) before `run`. Raises HandlerTaken when a type of message has a handler already.
+
+    `timeout` is how long a handler may take, like 90s. Then it is cancelled and rolled back: an attempt that failed.
+    Raises ValueError for what is no such time.
     """
 
     def __init__(
-        self, name: str, *, prefetch: int = PREFETCH_MESSAGES, concurrency: int = CONCURRENCY, retry: Retry = RETRY
+        self,
+        name: str,
+        *,
+        prefetch: int = PREFETCH_MESSAGES,
+        concurrency: int = CONCURRENCY,
+        retry: Retry = RETRY,
+        timeout: str = TIMEOUT,
     ) -> None:
         self.name = name
+        self._timeout_s = _timeout_s(name, timeout)
         self._prefetch = prefetch
         self._concurrency = concurrency
         self._retry = retry
@@ -119,7 +135,10 @@ class Service:
         self._register(reply_type, handler)
 
     def replies(self, handler: ReplyHandler) -> None:
-        """Register the handler of every reply that names an operation and has no handler of its type."""
+        """Register the handler of every reply that names an operation and has no handler of its type.
+
+        The service's timeout does not bound it.
+        """
         self._routes.add_replies(handler)
 
     def job(self, name: str, job: Job) -> None:
@@ -160,4 +179,14 @@ class Service:
         await working
 
     def _register(self, message_type: type[AnyMessage], handler: Handler[AnyMessage], *, undoes: bool = False) -> None:
-        self._routes.add(Route.to(handler, message_type, undoes=undoes))
+        self._routes.add(Route.to(handler, message_type, timeout_s=self._timeout_s, undoes=undoes))
+
+
+def _timeout_s(service: str, text: str) -> float:
+    try:
+        timeout_s = seconds(text)
+    except ValueError as error:
+        raise ValueError(f"service {service}: timeout is {text!r}, and {error}") from None
+    if not timeout_s:
+        raise ValueError(f"service {service}: timeout is {text!r}: nothing can be that quick")
+    return timeout_s

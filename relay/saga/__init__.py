@@ -1,8 +1,8 @@
 """Sagas: business processes over several services, as steps that are undone when a later one fails."""
 
+from relay.messaging.deadline import TookTooLong
 from relay.messaging.operation import Operation
 from relay.saga import locks
-from relay.saga.deadline import TookTooLong
 from relay.saga.definition import DefinitionError, Saga
 from relay.saga.locks import Locked
 from relay.saga.orchestrator import NoSuchSaga, Orchestrator

@@ -13,11 +13,11 @@ from psycopg.pq import TransactionStatus
 from relay.broker.properties import ATTEMPT, COMPENSATION
 from relay.messaging import Failure, Operation, Transaction
 from relay.messaging.attempt import uncancelled
+from relay.messaging.deadline import Deadline
 from relay.messaging.failures import described
 from relay.messaging.message import type_of
 from relay.messaging.operation import ACTION
 from relay.messaging.retry import Trouble, trouble
-from relay.saga.deadline import Deadline
 from relay.saga.definition import Saga
 from relay.saga.log import Happened, LogEvent
 from relay.saga.record import Phase, Record, evolve

@@ -142,7 +142,7 @@ class Travel:
 
 @pytest.fixture(autouse=True)
 def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.saga.deadline.AGAIN_S", 0.5)
+    monkeypatch.setattr("relay.messaging.deadline.AGAIN_S", 0.5)
 
 
 @pytest.fixture

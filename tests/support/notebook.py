@@ -11,6 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 from relay.messaging import Command, Event, Pool, Reply, Retry, Service, Transaction
 from relay.messaging.receiver import Receiver
 from relay.messaging.retry import FAULT_TRIES
+from relay.messaging.service import TIMEOUT
 from tests.support.database import Database
 from tests.support.waiting import eventually
 
@@ -38,8 +39,8 @@ class Happened(Event):
 class Notebook:
     """The service, and how often it was asked to write what. Several may share a database, as instances do."""
 
-    def __init__(self, retry: Retry = GIVES_UP_SOON) -> None:
-        self.service = Service(SERVICE, retry=retry)
+    def __init__(self, retry: Retry = GIVES_UP_SOON, timeout: str = TIMEOUT) -> None:
+        self.service = Service(SERVICE, retry=retry, timeout=timeout)
         self.tries: list[str] = []
         self.stumble: Callable[[Note, Transaction], object] | None = None
         self.service.command(Note)(self.note)

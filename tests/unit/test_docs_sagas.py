@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from relay.broker import properties
 from relay.duration import seconds
 from relay.messaging import Command, Done, Failure, Reply, Retry, Transaction
+from relay.messaging.deadline import AGAIN_S
 from relay.saga import DefinitionError, Saga, Status
-from relay.saga.deadline import AGAIN_S
 from relay.saga.definition import LOCK_TIMEOUT
 from relay.saga.description import describe, fingerprint
 from relay.saga.log import Happened

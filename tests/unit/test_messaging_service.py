@@ -1,11 +1,17 @@
 """What a service handles."""
 
+import math
+
 import pytest
 
 from relay.broker.properties import Properties
 from relay.broker.topology import ServiceQueue
+from relay.duration import seconds
 from relay.messaging import Command, Event, Failure, HandlerTaken, Incoming, Reply, Service, Transaction
 from relay.messaging.handler import Route, Routes
+from relay.messaging.retry import FAULT_TRIES
+from relay.messaging.service import TIMEOUT
+from relay.messaging.worker import CONCURRENCY, PREFETCH_MESSAGES
 
 
 class Pay(Command): ...
@@ -58,6 +64,18 @@ def test_a_handler_stays_a_function_that_can_be_called() -> None:
     assert Service("billing").command(Pay)(pay) is pay
 
 
+def test_when_everything_hangs_that_the_broker_handed_out_it_is_acknowledged_in_time() -> None:
+    """RabbitMQ closes the channel after half an hour."""
+    rounds = math.ceil(PREFETCH_MESSAGES / CONCURRENCY)
+    assert rounds * FAULT_TRIES * seconds(TIMEOUT) == 21 * 60
+
+
+@pytest.mark.parametrize("timeout", ["soon", "0s", ""])
+def test_a_timeout_that_is_no_time_is_refused(timeout: str) -> None:
+    with pytest.raises(ValueError, match=f"service billing: timeout is '{timeout}'"):
+        Service("billing", timeout=timeout)
+
+
 async def _nothing() -> None: ...
 
 
@@ -73,7 +91,7 @@ class TestRoutes:
     @pytest.fixture
     def routes(self) -> Routes:
         routes = Routes("billing")
-        routes.add(Route.to(self.paid, Paid))
+        routes.add(Route.to(self.paid, Paid, timeout_s=60))
         routes.add_replies(self.any_reply)
         return routes
 
@@ -111,4 +129,4 @@ class Broke(Failure): ...
 )
 def test_whether_a_command_may_fail_is_known_from_its_replies(replies: tuple[type[Reply], ...], may_fail: bool) -> None:
     command = type("Pay", (Command,), {"replies": replies, "__annotations__": {}})
-    assert Route.to(lambda command, tx: _nothing(), command).may_fail is may_fail
+    assert Route.to(lambda command, tx: _nothing(), command, timeout_s=60).may_fail is may_fail

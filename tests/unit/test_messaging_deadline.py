@@ -8,14 +8,14 @@ from collections.abc import Awaitable
 import pytest
 
 from relay.messaging.attempt import WorkCancelled, uncancelled
-from relay.saga.deadline import Deadline, TookTooLong
+from relay.messaging.deadline import Deadline, TookTooLong
 
 SOON_S = 0.02
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.saga.deadline.AGAIN_S", SOON_S)
+    monkeypatch.setattr("relay.messaging.deadline.AGAIN_S", SOON_S)
 
 
 async def for_ever() -> None:

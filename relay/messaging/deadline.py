@@ -1,4 +1,4 @@
-"""How long a local step may take: it runs in the transaction that has its saga locked."""
+"""How long code of a service may take: it runs in a transaction, which holds its locks so long."""
 
 import asyncio
 from types import TracebackType
@@ -12,9 +12,9 @@ asked to cancel. To interrupt that costs the connection."""
 
 
 class TookTooLong(RelayError):
-    """A local step took longer than its timeout."""
+    """A handler, or a local step of a saga, took longer than its timeout."""
 
-    hint = "See what it waits for; or give the step a longer timeout, and mind that its saga is locked as long."
+    hint = "See what it waits for; or give it a longer timeout, and mind that its transaction holds its locks as long."
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"not done within {timeout_s:g} s")
