@@ -16,7 +16,7 @@ SCRIPTS: Final = "/docker-entrypoint-initdb.d"
 
 RABBITMQ_DIRECTORY: Final = "/etc/rabbitmq"
 
-FILES_MAX: Final = 65536
+FILES_MAX: Final = 16_384
 """Files and sockets at once. Erlang's memory grows with what is allowed, and some engines allow a thousand million."""
 
 RABBITMQ_CONFIG: Final = f"""\
