@@ -1,6 +1,6 @@
 """The library that services use: messages that commit with the work they are about, and handlers that run once."""
 
-from relay.messaging import event_store, inbox, outbox
+from relay.messaging import event_store, outbox
 from relay.messaging.deadline import TookTooLong
 from relay.messaging.event_store import StoredEvent, UnreadableEvent, WrongVersion
 from relay.messaging.handler import HandlerTaken, Outcome, UndeclaredReply
@@ -51,6 +51,5 @@ __all__ = [
     "WrongDestination",
     "WrongVersion",
     "event_store",
-    "inbox",
     "outbox",
 ]

@@ -1,7 +1,5 @@
 """The outbox: a message that commits with the work that it is about."""
 
-import secrets
-import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, LiteralString, NamedTuple, TypeAlias, TypedDict, Unpack, cast, overload
 from uuid import UUID
@@ -14,6 +12,7 @@ from pydantic_core import to_json
 
 from relay.errors import RelayError
 from relay.messaging.message import Message, kind_of, type_of
+from relay.messaging.uuid7 import uuid7
 
 Aggregate: TypeAlias = tuple[str, str | UUID]
 """Type and id of what must stay in order: ("order", order_id)."""
@@ -121,7 +120,7 @@ async def _insert(conn: AsyncConnection[Any], row: Row) -> UUID:
 
 
 def _emit(conn: Connection[Any] | AsyncConnection[Any], row: Row) -> UUID | Coroutine[Any, Any, UUID]:
-    message_id = _new_id()
+    message_id = uuid7()
     content = _content(message_id, row)
     if isinstance(conn, AsyncConnection):
         return _emit_async(conn, message_id, content)
@@ -132,12 +131,6 @@ def _emit(conn: Connection[Any] | AsyncConnection[Any], row: Row) -> UUID | Coro
 async def _emit_async(conn: AsyncConnection[Any], message_id: UUID, content: str) -> UUID:
     await conn.execute(_EMIT, (content,))
     return message_id
-
-
-def _new_id() -> UUID:
-    """A UUID of version 7: milliseconds since 1970, then chance. Source: RFC 9562, section 5.7."""
-    bits = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    return UUID(int=bits & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62)
 
 
 def _content(message_id: UUID, row: Row) -> str:

@@ -19,6 +19,7 @@ from relay.messaging.message import decode
 from relay.messaging.operation import ACTION
 from relay.messaging.outbox import require_transaction
 from relay.messaging.retry import Trouble, trouble
+from relay.messaging.uuid7 import uuid7
 from relay.saga import jobs, locks, store, timers
 from relay.saga.definition import DefinitionError, Saga
 from relay.saga.description import fingerprint
@@ -76,7 +77,7 @@ class Orchestrator:
         require_transaction(conn)
         if self._sagas.get(saga.name) is not saga:
             raise DefinitionError(f"saga {saga.name} is not one of the orchestrator's")
-        saga_id = store.new_id()
+        saga_id = uuid7()
         stimulus = await self._lock(saga, saga_id, state, conn)
         new = Stored(saga.name, self._fingerprints[saga.name], 0, Record())
         await self._proceed(saga, saga_id, new, stimulus, Transaction(conn), starting=True)

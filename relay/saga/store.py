@@ -1,7 +1,5 @@
 """The rows of relay.saga and relay.saga_log: where each saga stands, and all that happened in it."""
 
-import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, LiteralString, Self
@@ -88,12 +86,6 @@ class Change:
     events: Sequence[LogEvent]
     alarms: Sequence[Alarm]
     message_id: str | None = None
-
-
-def new_id() -> UUID:
-    """An id for a saga: a UUID of version 7, sorted by time. Source: RFC 9562, section 5.7."""
-    bits = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    return UUID(int=bits & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62)
 
 
 async def lock(conn: AsyncConnection[Any], saga_id: UUID) -> Stored | None:

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from relay.broker.properties import COMMANDS, Delivery, HeaderValue, Properties
 from relay.messaging import Command, Done, Failure, Outcome, Retry, Service, Transaction, Unprocessable
 from relay.messaging.jobs import keep
+from relay.messaging.uuid7 import uuid7
 from relay.saga import Orchestrator, Saga, jobs
-from relay.saga.store import new_id
 from relay.tasks import end
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier
@@ -193,7 +193,7 @@ class Undo(Command):
 def begun_ago(days: int) -> UUID:
     """The id of a saga that began so long ago: its first bits are the time."""
     began_ms = int((time.time() - days * 86_400) * 1000)
-    return UUID(int=began_ms << 80 | new_id().int & ((1 << 80) - 1))
+    return UUID(int=began_ms << 80 | uuid7().int & ((1 << 80) - 1))
 
 
 @pytest.mark.parametrize(("days", "outcome"), [(89, "Compensated"), (91, None)])

@@ -1,6 +1,7 @@
 """A consumer handles each message once."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -8,7 +9,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from relay.broker.properties import Delivery, Properties
-from relay.messaging import Incoming, inbox
+from relay.messaging import Event, Outcome, Service, Transaction
 from tests.support.database import Database
 from tests.support.waiting import eventually
 
@@ -27,40 +28,55 @@ def connect(database: Database) -> Connect:
     return connected
 
 
-def message(message_id: str) -> Incoming:
-    properties = Properties(message_id, type="Paid", timestamp=1_700_000_000)
-    return Incoming.of(Delivery(1, "relay.replies", "orders", False, properties, b"{}"))
+class Paid(Event): ...
+
+
+def delivery() -> Delivery:
+    properties = Properties("m1", type="Paid", timestamp=int(time.time()))
+    return Delivery(1, "relay.events", "order.Paid", False, properties, b"{}")
+
+
+async def paid(event: Paid, tx: Transaction) -> None: ...
+
+
+def service(name: str) -> Service:
+    listening = Service(name)
+    listening.event(Paid)(paid)
+    return listening
 
 
 async def test_a_message_is_new_once(connect: Connect) -> None:
-    async with connect() as conn:
-        assert await inbox.add(conn, "orders", message("m1"))
-        assert not await inbox.add(conn, "orders", message("m1"))
+    async with connect() as conn, conn.transaction():
+        assert await service("orders").handle(delivery(), conn) is Outcome.HANDLED
+        assert await service("orders").handle(delivery(), conn) is Outcome.SEEN_BEFORE
 
 
 async def test_two_consumers_each_handle_it(connect: Connect) -> None:
-    async with connect() as conn:
-        assert await inbox.add(conn, "orders", message("m1"))
-        assert await inbox.add(conn, "customers", message("m1"))
+    async with connect() as conn, conn.transaction():
+        assert await service("orders").handle(delivery(), conn) is Outcome.HANDLED
+        assert await service("customers").handle(delivery(), conn) is Outcome.HANDLED
 
 
 async def test_the_sender_s_time_is_noted(connect: Connect, database: Database) -> None:
-    async with connect() as conn:
-        await inbox.add(conn, "orders", message("m1"))
+    sent = delivery()
+    async with connect() as conn, conn.transaction():
+        await service("orders").handle(sent, conn)
 
-    assert database.value("SELECT extract(epoch FROM sent_at)::int FROM relay.inbox") == 1_700_000_000
+    assert database.value("SELECT extract(epoch FROM sent_at)::int FROM relay.inbox") == sent.properties.timestamp
 
 
-@pytest.mark.parametrize(("first_commits", "copy_is_new"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("first_commits", "outcome"), [(True, Outcome.SEEN_BEFORE), (False, Outcome.HANDLED)], ids=["commits", "rolls back"]
+)
 async def test_a_copy_waits_for_the_transaction_that_handles_the_first(
-    connect: Connect, database: Database, first_commits: bool, copy_is_new: bool
+    connect: Connect, database: Database, first_commits: bool, outcome: Outcome
 ) -> None:
     async with connect() as first, connect() as second:
-        await inbox.add(first, "orders", message("m1"))
-        copy = asyncio.create_task(inbox.add(second, "orders", message("m1")))
+        await service("orders").handle(delivery(), first)
+        copy = asyncio.create_task(service("orders").handle(delivery(), second))
         await eventually(lambda: database.value(WAITING) == 1)
         assert not copy.done()
 
         await (first.commit() if first_commits else first.rollback())
 
-        assert await copy is copy_is_new
+        assert await copy is outcome

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from relay.messaging import Command, Failure, Reply, Retry, Transaction
 from relay.saga import Saga, Status, TookTooLong
 from relay.saga.testing import FakeClock, Scenario, given
+from relay.saga.turn import REASON_MAX_CHARS
 from tests.support.snippets import fenced, python_of
 
 
@@ -172,6 +173,19 @@ def test_a_local_step_that_raises_some_times() -> None:
 def test_a_local_step_that_always_raises() -> None:
     story = order().fails("approve", ValueError("no")).expect_command(ReserveCredit).reply(CreditReserved())
     story.after("1s").expect_command(ReleaseCredit).reply().expect_compensated(reason="ValueError: no")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError(), "ValueError"),
+        (ValueError("no\nink"), "ValueError: no ink"),
+        (ValueError("x" * 1000), f"ValueError: {'x' * 1000}"[:REASON_MAX_CHARS]),
+    ],
+)
+def test_the_reason_is_the_one_that_the_engine_writes(error: ValueError, reason: str) -> None:
+    story = order().fails("approve", error).expect_command(ReserveCredit).reply(CreditReserved())
+    story.after("1s").expect_command(ReleaseCredit).reply().expect_compensated(reason=reason)
 
 
 def test_a_local_step_that_takes_too_long() -> None:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias
 
 from relay.messaging import Failure
+from relay.messaging.failures import described
 from relay.messaging.message import type_of
 from relay.saga.definition import Saga
 from relay.saga.step import LocalStep, S
 from relay.saga.stimulus import Acted, ActionFailed, Stimulus, UndoFailed, Undone
+from relay.saga.turn import REASON_MAX_CHARS
 
 StandIn: TypeAlias = Callable[[S], Failure | None]
 """Does to the state what the action, or the compensation, of a local step would do, and fails as that would."""
@@ -46,7 +48,7 @@ class LocalWork(Generic[S]):
         except Exception as error:  # the code of a saga may raise anything
             if starting:
                 raise
-            return ActionFailed(step.name, _excuse(error))
+            return ActionFailed(step.name, described(error)[:REASON_MAX_CHARS])
         return Acted(step.name, state) if failure is None else ActionFailed(step.name, type_of(failure), failure)
 
     def undo(self, step: LocalStep[S], state: S) -> Stimulus:
@@ -56,7 +58,7 @@ class LocalWork(Generic[S]):
         try:
             failure = self._run(step.compensation.__name__, state)
         except Exception as error:  # as the engine does: a compensation may raise anything
-            return UndoFailed(step.name, _excuse(error))
+            return UndoFailed(step.name, described(error)[:REASON_MAX_CHARS])
         return Undone(step.name, state) if failure is None else UndoFailed(step.name, type_of(failure))
 
     def _run(self, name: str, state: S) -> Failure | None:
@@ -81,7 +83,3 @@ def _names(saga: Saga[Any]) -> set[str]:
     """The functions of local steps: actions and compensations."""
     local = [step for step in saga.steps if isinstance(step, LocalStep)]
     return {each.__name__ for step in local for each in (step.action, step.compensation) if each is not None}
-
-
-def _excuse(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
