@@ -1,5 +1,6 @@
 """The crash-everywhere runner: what is right survives a crash at each boundary, what is not is caught, by a seed."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def test_a_broken_one_is_caught_and_its_seed_plays_it_again(
         crash_everywhere(world(broken), dsns=dsns(), seed=seed)
     assert again.value.seed == seed
     assert "CRASH " in str(again.value)
+
+
+def test_a_seed_also_decides_which_of_two_sagas_is_tried_again_first(dsns: Callable[[], dict[str, str]]) -> None:
+    """The waits between attempts are of chance, and nobody has to give the orchestrator a seed for that."""
+
+    def order(seed: str) -> str:
+        with pytest.raises(CrashFailure) as caught:
+            crash_everywhere(world("restless"), dsns=dsns(), seed=seed)
+        (told,) = re.findall(r"they knocked in the order ([abc]{15})\b", str(caught.value))
+        return str(told)
+
+    assert order("7/calm/9") == order("7/calm/9")
+    assert order("7/calm/9") != order("8/calm/9")
 
 
 def test_the_world_of_the_documentation_holds(

@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from pydantic import BaseModel
 
-from relay.messaging import Command, Event, Failure, Reply, Retry, Service, Transaction
+from relay.messaging import Command, Done, Event, Failure, Reply, Retry, Service, Transaction
 from relay.saga import Orchestrator, Saga
 from relay.saga.testing import World
 from relay.saga.testing.world import Connections
@@ -195,6 +195,50 @@ class Shop:
                 await tx.execute(upsert, (event.id, event.state))
 
 
+class Visit(BaseModel):
+    name: str
+
+
+class Wait(Failure): ...
+
+
+class Knock(Command):
+    replies = (Done, Wait)
+
+
+class Hotel:
+    """Sagas whose steps are tried again and again, after waits of chance. What comes of it is told as a complaint."""
+
+    def __init__(self) -> None:
+        self.orders = Service("orders")
+        self.customers = Service("customers")
+        self.saga = Saga("visit", state=Visit)
+        retry = Retry(attempts=5, backoff="1h..1h")  # so long that it does not matter how quick the machine is
+        self.saga.step(to="customers", readonly=True, retry=retry, transient=(Wait,))(self.knock).on(Wait)(self.wait)
+        self.orchestrator = Orchestrator(self.orders, self.saga)
+        self.customers.command(Knock)(self.answer)
+
+    def knock(self, state: Visit) -> Knock:
+        return Knock()
+
+    def wait(self, state: Visit, reply: Wait) -> None: ...
+
+    async def answer(self, command: Knock, tx: Transaction) -> Wait:
+        return Wait()
+
+    async def begin(self, conn: AsyncConnection[TupleRow], chance: Random) -> None:
+        for name in "abc":
+            await self.orchestrator.start(self.saga, Visit(name=name), conn)
+
+    async def complain(self, connections: Connections) -> None:
+        attempts = await _rows(
+            connections["orders"],
+            "SELECT saga.state ->> 'name' FROM relay.saga_log AS log JOIN relay.saga AS saga ON saga.id = log.saga_id"
+            " WHERE log.event = 'StepStarted' ORDER BY log.at",
+        )
+        raise AssertionError(f"they knocked in the order {''.join(name for (name,) in attempts)}")
+
+
 async def _rows(conn: AsyncConnection[TupleRow], query: str) -> list[TupleRow]:
     return await (await conn.execute(query)).fetchall()  # type: ignore[arg-type]
 
@@ -222,3 +266,10 @@ def stuck() -> World:
     """Nobody listens at inventory."""
     shop = Shop()
     return World([shop.orders, shop.customers], {"orders": shop.orchestrator}, {"orders": shop.begin}, shop.check)
+
+
+def restless() -> World:
+    """Three sagas are tried again and again."""
+    hotel = Hotel()
+    begin = {"orders": hotel.begin}
+    return World([hotel.orders, hotel.customers], {"orders": hotel.orchestrator}, begin, hotel.complain)

@@ -117,13 +117,15 @@ class _Run:
         journal = Journal(path)
         fuse = _Fuse(self._crash_at(number), journal)
         # The first process plays the same story in every run, so that each crashes one boundary later than the last.
-        chance = Random(f"{self._plan.seed}/{self._kind}" + (f"/{self._boundary}/{number}" if number else ""))
-        asyncio.run(self._live(run, journal, fuse, chance))
+        seed = f"{self._plan.seed}/{self._kind}" + (f"/{self._boundary}/{number}" if number else "")
+        asyncio.run(self._live(run, journal, fuse, seed))
         os._exit(DONE)
 
-    async def _live(self, run: str, journal: Journal, fuse: "_Fuse", chance: Random) -> None:
+    async def _live(self, run: str, journal: Journal, fuse: "_Fuse", seed: str) -> None:
+        world = self._make()
+        _settle_chance(world, seed)
         async with connected(self._plan.dsns) as connections:
-            life = Life(self._make(), connections, journal, fuse, Disorder(chance, self._disorder))
+            life = Life(world, connections, journal, fuse, Disorder(Random(seed), self._disorder))
             await life.live(run, f"{self._plan.seed}/{self._kind}")
 
     def _crash_at(self, number: int) -> int | None:
@@ -166,6 +168,12 @@ def fork(child: Callable[[], NoReturn]) -> tuple[int, str]:
     with os.fdopen(reading, encoding="utf-8", errors="replace") as pipe:
         told = pipe.read()
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), told
+
+
+def _settle_chance(world: World, seed: str) -> None:
+    """Let the seed decide the jitter of retries too, and with it which timer is due first, whatever the world says."""
+    for name, orchestrator in world.orchestrators.items():
+        orchestrator._chance.seed(f"{seed} {name}")  # no option: nobody else has a reason to change it later
 
 
 def _excuse(status: int) -> str:
