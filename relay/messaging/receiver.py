@@ -79,10 +79,9 @@ class Receiver:
         route = self._routes.find(incoming)
         outcome = _first_state(route, incoming)
         entry = await enter(conn, self.consumer, incoming, outcome=outcome, attempts=kept.attempts)
+        # The cancellation of an action may be forgotten. What undoes is replayed by somebody who has looked.
         if entry.begun and route is not None and not route.undoes:
-            _require_remembered(
-                incoming
-            )  # its cancellation may be forgotten; what undoes is replayed by who has looked
+            _require_remembered(incoming)
         return Outcome.DEFERRED if entry.waits else await self._go_on(conn, incoming, route, entry)
 
     async def _go_on(

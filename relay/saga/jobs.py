@@ -41,6 +41,9 @@ LATE_EVERY: Final = 4
 PRUNE_EVERY_S: Final = 60.0
 """How often fired timers are looked through for old ones, by each instance."""
 
+BATCH_PAUSE_S: Final = 0.1
+"""Between two portions of them, so that they do not crowd out the work of the service."""
+
 _BOUND_WAITS: Final[LiteralString] = "SELECT set_config('lock_timeout', %s, true)"
 """Until the end of the transaction."""
 
@@ -114,5 +117,5 @@ async def prune(pool: Pool) -> None:
     while True:
         async with pool.connection() as conn, conn.transaction():
             deleted = await timers.prune(conn)
-        if deleted < timers.PRUNE_TIMERS:
-            await asyncio.sleep(PRUNE_EVERY_S * random.uniform(0.5, 1.0))
+        full = deleted == timers.PRUNE_TIMERS
+        await asyncio.sleep(BATCH_PAUSE_S if full else PRUNE_EVERY_S * random.uniform(0.5, 1.0))

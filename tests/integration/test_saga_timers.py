@@ -356,6 +356,26 @@ async def test_pruning_runs_beside_the_service(database: Database) -> None:
         await end(task)
 
 
+async def test_pruning_pauses_between_its_portions(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not crowd out the work of the service, however many there are."""
+    monkeypatch.setattr(jobs, "BATCH_PAUSE_S", 3600.0)
+    portions: list[int] = []
+
+    async def prune(conn: AsyncConnection[TupleRow]) -> int:
+        portions.append(timers.PRUNE_TIMERS)
+        return timers.PRUNE_TIMERS
+
+    monkeypatch.setattr(timers, "prune", prune)
+    async with pool_of(database) as pool:
+        task = asyncio.create_task(jobs.prune(pool))
+        await eventually(lambda: portions)
+        async with pool.connection() as conn:  # longer than another portion would take
+            await conn.execute("SELECT pg_sleep(0.2)")
+        await end(task)
+
+    assert len(portions) == 1
+
+
 async def test_any_instance_fires_within_a_second(database: Database, conn: AsyncConnection[TupleRow]) -> None:
     """Three instances; two of them are killed; the timer is one that none of them has set."""
     async with running(database, Working(), Working(), Working()) as (first, second, _):
