@@ -143,6 +143,11 @@ class Saga(Generic[S]):
         implicit = len(self.stages[last]) == 1 and step.compensation is None and not following(step)
         return last if implicit else None
 
+    @property
+    def pivot(self) -> Step[S] | None:
+        """The step of that stage: a pivot has none beside it."""
+        return None if self.pivot_stage is None else self.stages[self.pivot_stage][0]
+
     def nature(self, step: Step[S]) -> Nature:
         """What a failure of the step means."""
         stage = next(number for number, stage in enumerate(self.stages) if step.principal in stage)

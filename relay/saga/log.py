@@ -40,7 +40,7 @@ class LogEvent:
     `detail` holds what else it carried: under "state" the saga's data, where the event has changed them; under "reply"
     the answer of a participant, and "late" if that came after the step was given up; under "then" what a failure led
     to, and under "retry_in_s" after how many seconds; "settled" if a failure shows that the attempts before it have not
-    happened either.
+    happened either; "pending" if the saga's time is over, but it cannot turn back while its pivot may have happened.
     """
 
     what: Happened

@@ -23,7 +23,24 @@ def advance(saga: Saga[S], record: Record) -> tuple[LogEvent, ...]:
             return ()
 
 
+def can_turn_back(saga: Saga[S], record: Record) -> bool:
+    """Whether the saga may still be undone: it is not yet, and the pivot has surely not happened."""
+    if record.direction not in (Status.WAITING, Status.RUNNING):
+        return False
+    stands = None if saga.pivot is None else record.steps.get(saga.pivot.name)
+    return stands is None or (stands.phase is Phase.RETRYING and not stands.uncertain)
+
+
+def out_of_time(saga: Saga[S]) -> str | None:
+    """The reason for undoing a saga that takes too long; None when its definition has no timeout, or has none now."""
+    return None if saga.timeout_s is None else f"not done within {saga.timeout_s:g} s"
+
+
 def _forward(saga: Saga[S], record: Record) -> Iterator[LogEvent]:
+    reason = out_of_time(saga)
+    if record.overdue and reason is not None and can_turn_back(saga, record):
+        yield LogEvent(Happened.SAGA_TIMED_OUT, reason=reason)
+        return
     # What was given up for an alternative, and may have happened, is undone beside it. The saga ends after that.
     undoing = tuple(_compensating(record, saga.steps))
     yield from undoing

@@ -95,7 +95,8 @@ class Record:
     """A saga as its log tells it. `reason` says why it is compensated or suspended.
 
     `resumes` is what a suspended saga was doing, and `because` why: it goes on with that if it can go on. `stalled`: it
-    is suspended because its code raised on a timer, which waits to be fired again.
+    is suspended because its code raised on a timer, which waits to be fired again. `overdue`: its time is over, and its
+    pivot may have happened: it is undone as soon as that turns out not to be so.
     """
 
     status: Status = Status.RUNNING
@@ -105,6 +106,7 @@ class Record:
     resumes: Status | None = None
     because: str | None = None
     stalled: bool = False
+    overdue: bool = False
 
     @property
     def direction(self) -> Status:
@@ -127,7 +129,8 @@ class Record:
         resumes: dict[str, JsonValue] = {} if self.resumes is None else {"resumes": self.resumes.value}
         because: dict[str, JsonValue] = {} if self.because is None else {"because": self.because}
         stalled: dict[str, JsonValue] = {"stalled": True} if self.stalled else {}
-        return {"steps": steps, **resumes, **because, **stalled}
+        overdue: dict[str, JsonValue] = {"overdue": True} if self.overdue else {}
+        return {"steps": steps, **resumes, **because, **stalled, **overdue}
 
     @classmethod
     def of(cls, status: str, state: Data, progress: Data, reason: str | None) -> "Record":
@@ -142,6 +145,7 @@ class Record:
             None if resumes is None else Status(str(resumes)),
             cast("str | None", progress.get("because")),
             cast(bool, progress.get("stalled", False)),
+            cast(bool, progress.get("overdue", False)),
         )
 
 
@@ -160,6 +164,8 @@ def evolve(record: Record, event: LogEvent) -> Record:
             return replace(record, status=Status.COMPLETED)
         case Happened.SAGA_COMPENSATED:
             return replace(record, status=Status.COMPENSATED)
+        case Happened.SAGA_TIMED_OUT if "pending" in event.detail:
+            return replace(record, overdue=True)
         case Happened.SAGA_TIMED_OUT | Happened.SAGA_ABORTED:
             return _turn_back(record, event.reason)
         case Happened.SAGA_SUSPENDED:

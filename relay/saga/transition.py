@@ -16,7 +16,7 @@ from relay.messaging import Compensated, Failure, OperationCancelled, Reply, Unp
 from relay.messaging.message import type_of
 from relay.saga.definition import Saga
 from relay.saga.log import Happened, LogEvent
-from relay.saga.plan import advance
+from relay.saga.plan import advance, can_turn_back, out_of_time
 from relay.saga.record import Data, Phase, Record, Status, StepRecord, Then, evolve
 from relay.saga.step import LocalStep, Nature, RemoteStep, S, Step, following
 from relay.saga.stimulus import (
@@ -86,7 +86,7 @@ def _facts(saga: Saga[S], record: Record, stimulus: Stimulus) -> Events:
             return (LogEvent(Happened.SAGA_WAITING, reason=waits, detail={"state": dump(state)}),)
         case _ if record.ended:
             return ()
-        case Aborted(reason) if _can_turn_back(saga, record):
+        case Aborted(reason) if can_turn_back(saga, record):
             return (LogEvent(Happened.SAGA_ABORTED, reason=reason),)
         case Due(timer):
             return _due(saga, record, timer)
@@ -174,9 +174,8 @@ def _due(saga: Saga[S], record: Record, timer: Timer) -> Events:
         case Purpose.LOCK_TIMEOUT if record.direction is Status.WAITING:
             reason = f"what it works on was not free within {saga.lock_timeout_s:g} s"
             return (LogEvent(Happened.SAGA_TIMED_OUT, reason=reason),)
-        # A definition may have lost its timeout since the saga started.
-        case Purpose.SAGA_TIMEOUT if saga.timeout_s is not None and _can_turn_back(saga, record):
-            return (LogEvent(Happened.SAGA_TIMED_OUT, reason=f"not done within {saga.timeout_s:g} s"),)
+        case Purpose.SAGA_TIMEOUT:
+            return _out_of_time(saga, record)
     step, stands = saga.find(timer.step), record.steps.get(timer.step or "")
     if step is None or stands is None:
         return ()
@@ -190,6 +189,22 @@ def _due(saga: Saga[S], record: Record, timer: Timer) -> Events:
         case Purpose.UNDO_RETRY, Phase.UNDO_RETRYING if timer.attempt == stands.undo_attempt:
             return (LogEvent(Happened.STEP_COMPENSATING, step.name, stands.undo_attempt + 1),)
     return ()
+
+
+def _out_of_time(saga: Saga[S], record: Record) -> Events:
+    """The time of the whole is over. Where it cannot turn back that is noted, as long as it may be able to yet."""
+    reason = out_of_time(saga)
+    if reason is None:
+        return ()
+    if can_turn_back(saga, record):
+        return (LogEvent(Happened.SAGA_TIMED_OUT, reason=reason),)
+    pivot = saga.pivot
+    if pivot is None or record.overdue or record.direction is not Status.RUNNING:
+        return ()
+    if record.steps[pivot.name].phase is Phase.DONE:
+        return ()
+    noted = f"{reason}: it is undone if {pivot.name} turns out not to have happened"
+    return (LogEvent(Happened.SAGA_TIMED_OUT, reason=noted, detail={"pending": True}),)
 
 
 def _stalled(timer: Timer, reason: str) -> LogEvent:
@@ -256,17 +271,6 @@ def _undo_failed(step: Step[S], stands: StepRecord, reason: str) -> Events:
     if again:
         return (event,)
     return (event, LogEvent(Happened.SAGA_SUSPENDED, step.name, reason=f"{step.name} cannot be undone: {reason}"))
-
-
-def _can_turn_back(saga: Saga[S], record: Record) -> bool:
-    """Whether the saga may still be undone: it is not yet, and the pivot has surely not happened."""
-    if record.direction not in (Status.WAITING, Status.RUNNING):
-        return False
-    if saga.pivot_stage is None:
-        return True
-    (pivot,) = saga.stages[saga.pivot_stage]
-    stands = record.steps.get(pivot.name)
-    return stands is None or (stands.phase is Phase.RETRYING and not stands.uncertain)
 
 
 def _answer(saga: Saga[S], record: Record, step: RemoteStep[S], reply: Reply) -> dict[str, JsonValue]:

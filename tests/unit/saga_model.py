@@ -310,7 +310,8 @@ def then_nothing_starts_after_turning_back(log: list[LogEvent]) -> None:
 
 
 def turns_back(event: LogEvent) -> bool:
-    return event.what in (Happened.SAGA_ABORTED, Happened.SAGA_TIMED_OUT) or event.detail.get("then") == "compensate"
+    timed_out = event.what is Happened.SAGA_TIMED_OUT and "pending" not in event.detail
+    return timed_out or event.what is Happened.SAGA_ABORTED or event.detail.get("then") == "compensate"
 
 
 def then_nothing_is_undone_beyond_the_pivot(saga: Saga[Trail], log: list[LogEvent]) -> None:

@@ -137,5 +137,6 @@ def test_the_stories_are_not_all_of_one_kind() -> None:
     assert ends >= {Status.COMPLETED, Status.COMPENSATED, Status.SUSPENDED}
     assert happened == set(Happened) - {Happened.OPERATOR_ACTION}
     assert any("late" in event.detail for world in worlds for event in world.log)
+    assert any("pending" in event.detail for world in worlds for event in world.log)
     assert any("settled" in event.detail for world in worlds for event in world.log)
     assert any("timer" in event.detail for world in worlds for event in world.log)

@@ -363,8 +363,8 @@ def test_steps_after_the_pivot_are_tried_whatever_they_answer() -> None:
     assert run.record.reason is None
 
 
-def paid(**options: Any) -> Trip:
-    return Trip().local("create", undo=True).remote("pay", pivot=True, **options).remote("ship")
+def paid(timeout: str | None = None, **options: Any) -> Trip:
+    return Trip(timeout=timeout).local("create", undo=True).remote("pay", pivot=True, **options).remote("ship")
 
 
 def test_a_pivot_that_nobody_answers_suspends_the_saga() -> None:
@@ -437,6 +437,58 @@ def test_a_saga_that_takes_too_long_is_undone() -> None:
     run = trip.start().due(Purpose.SAGA_TIMEOUT)
     assert run.record.reason == "not done within 3600 s"
     assert run.reply("credit", No()).status is Status.COMPENSATED
+
+
+LATE_REASON = "not done within 3600 s"
+
+
+def test_a_saga_whose_time_is_over_while_its_pivot_is_under_way_is_undone_as_soon_as_that_fails_for_now() -> None:
+    run = paid(timeout="1h", transient=(Busy,)).start().due(Purpose.SAGA_TIMEOUT)
+    assert (run.status, run.undone) == (Status.RUNNING, []), "the pivot may have happened"
+    assert run.log[-1].reason == f"{LATE_REASON}: it is undone if pay turns out not to have happened"
+    run.reply("pay", Busy())
+    assert (run.status, run.record.reason) == (Status.COMPENSATED, LATE_REASON)
+    assert run.happened[-5:] == [
+        "StepFailed pay",
+        "SagaTimedOut",
+        "StepCompensating create",
+        "StepCompensated create",
+        "SagaCompensated",
+    ]
+    assert rebuild(run.log) == run.record
+
+
+def test_a_saga_whose_time_is_over_asks_again_until_it_knows_that_its_pivot_has_not_happened() -> None:
+    run = paid(timeout="1h", transient=(Busy,)).start().due(Purpose.TIMEOUT, "pay").due(Purpose.SAGA_TIMEOUT)
+    run.due(Purpose.RETRY, "pay").due(Purpose.TIMEOUT, "pay", 2).due(Purpose.RETRY, "pay", 2)
+    assert run.status is Status.RUNNING
+    assert run.reply("pay", Busy(), 3).record.reason == LATE_REASON
+    assert run.status is Status.COMPENSATED
+
+
+def test_a_saga_whose_time_is_over_is_completed_when_its_pivot_has_happened() -> None:
+    run = paid(timeout="1h").start().due(Purpose.SAGA_TIMEOUT).reply("pay").reply("ship")
+    assert (run.status, run.record.reason) == (Status.COMPLETED, None)
+
+
+def test_the_time_of_a_saga_is_over_once() -> None:
+    run = paid(timeout="1h").start().due(Purpose.SAGA_TIMEOUT)
+    assert not run.feed(Due(Timer(Purpose.SAGA_TIMEOUT)))
+    assert not run.reply("pay").feed(Due(Timer(Purpose.SAGA_TIMEOUT)))
+
+
+def test_a_suspended_saga_whose_time_is_over_is_undone_when_its_pivot_could_be_tried_again() -> None:
+    run = paid(timeout="1h", retry=ONCE, transient=(Busy,)).start().due(Purpose.TIMEOUT, "pay")
+    run.due(Purpose.SAGA_TIMEOUT).deploy("pay", retry=TWICE)
+    assert run.status is Status.SUSPENDED
+    assert run.reply("pay", Busy()).status is Status.COMPENSATED
+
+
+def test_a_saga_that_has_lost_its_timeout_after_that_was_over_goes_on() -> None:
+    run = paid(timeout="1h", transient=(Busy,)).start().due(Purpose.SAGA_TIMEOUT)
+    run.saga.timeout_s = None
+    run.reply("pay", Busy())
+    assert run.phase("pay") is Phase.RETRYING
 
 
 def test_a_timeout_that_the_definition_has_lost_since_does_nothing() -> None:
