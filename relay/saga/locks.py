@@ -60,8 +60,10 @@ class Locked(RelayError):
 
 
 def resource_of(aggregate: Aggregate) -> str:
-    """What is locked, as relay.saga_lock names it."""
-    return f"{aggregate[0]}/{aggregate[1]}"
+    """What is locked, as relay.saga_lock names it: the type, a slash, the id. No two have the same name."""
+    # The first slash ends the type, so there is none in it. In an id they may be.
+    aggregate_type = aggregate[0].replace("%", "%25").replace("/", "%2F")
+    return f"{aggregate_type}/{aggregate[1]}"
 
 
 async def holder(conn: AsyncConnection[Any], aggregate: Aggregate) -> UUID | None:

@@ -129,6 +129,16 @@ async def test_a_second_saga_fails_and_is_told_who_holds_it(
     await shipping.start(conn, "8")
 
 
+async def test_what_is_called_alike_when_it_is_put_together_is_not_the_same(
+    database: Database, conn: AsyncConnection[TupleRow]
+) -> None:
+    async with conn.transaction():
+        await locks.take(conn, locks.resource_of(("order/7", "line")), UUID(int=1), "orders")
+
+    assert await locks.holder(conn, ("order/7", "line")) == UUID(int=1)
+    assert await locks.holder(conn, ("order", "7/line")) is None
+
+
 async def test_a_rolled_back_start_holds_nothing(conn: AsyncConnection[TupleRow]) -> None:
     shipping = Shipping("fail")
     async with conn.transaction(force_rollback=True):
