@@ -106,6 +106,7 @@ async def test_every_order_is_settled_and_every_invariant_holds() -> None:
     assert len(report["invariants"]) == 8
 
 
+@pytest.mark.alone
 async def test_in_chaos_every_process_is_killed_in_any_ten_seconds_and_every_invariant_holds() -> None:
     async with demo("--chaos", "--orders", "120", "--seed", "7", "--format", "json") as process:
         watcher = Watcher(process)

@@ -376,6 +376,7 @@ async def test_pruning_pauses_between_its_portions(database: Database, monkeypat
     assert len(portions) == 1
 
 
+@pytest.mark.alone
 async def test_any_instance_fires_within_a_second(database: Database, conn: AsyncConnection[TupleRow]) -> None:
     """Three instances; two of them are killed; the timer is one that none of them has set."""
     async with running(database, Working(), Working(), Working()) as (first, second, _):
@@ -386,6 +387,7 @@ async def test_any_instance_fires_within_a_second(database: Database, conn: Asyn
     assert lateness_s(database, "purpose = 'timeout'") < ONE_SECOND_S
 
 
+@pytest.mark.alone
 async def test_each_of_many_is_fired_once_and_in_time(database: Database, conn: AsyncConnection[TupleRow]) -> None:
     instances = [Working(step_timeout="1s") for _ in range(3)]
     async with running(database, *instances):
@@ -459,6 +461,7 @@ LIVELY = """
 """
 
 
+@pytest.mark.alone
 async def test_ten_thousand_due_at_once_hold_up_neither_replies_nor_new_timers(
     database: Database, conn: AsyncConnection[TupleRow]
 ) -> None:

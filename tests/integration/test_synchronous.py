@@ -67,6 +67,7 @@ async def real_standby(source: Source, folder: Path) -> AsyncIterator[None]:
     process = await asyncio.create_subprocess_exec(
         source.program("pg_receivewal"),
         "--synchronous",
+        "--status-interval=1",  # it looks whether it is to end after each wait, and may wait as long
         "--directory",
         folder,
         "--dbname",
