@@ -19,6 +19,8 @@ KILLS = 9
 ROWS = 4000
 LIFE_S = 0.02, 1.2
 """How long a relay lives: from before its copy begins until after it has ended."""
+WRITE_EVERY_S = 0.002
+"""As fast as it can, a writer makes tens of thousands of changes on a slow machine, and all of them have to arrive."""
 
 CHANGES = (
     "UPDATE public.customers SET name = name || 'x' WHERE id = %s",
@@ -35,7 +37,7 @@ async def writing(dsn: str) -> AsyncIterator[None]:
     def write() -> None:
         dice = random.Random(5)
         with psycopg.connect(dsn, autocommit=True) as connection:
-            while not stopped.is_set():
+            while not stopped.wait(WRITE_EVERY_S):
                 connection.execute(dice.choice(CHANGES).encode(), (dice.randint(1, ROWS + 200),))
 
     writer = asyncio.create_task(asyncio.to_thread(write))
