@@ -546,7 +546,7 @@ class TestRun:
             open_transaction.execute(INSERT, (0,))
             running = asyncio.create_task(caretaker(database.dsn, settled).run())
             await eventually(lambda: settled.asked > 2 * partitions.PATIENCE)
-        await eventually(lambda: actions(caplog).count("partitions_created") == 2)
+        await eventually(lambda: len(actions(caplog)) == 4)
         await end(running)
 
         assert attached(database) == ahead()
