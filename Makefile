@@ -16,7 +16,7 @@ demo: $(VENV)/demo ## start private servers and the whole stack, place orders, c
 WORKERS ?= 4
 
 test: $(VENV)/dev ## every test: unit, integration, acceptance, crash; WORKERS=0 ARGS=FILE for a few
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not alone' $(ARGS); others=$$?; \
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone' $(ARGS); others=$$?; \
 	$(BIN)/pytest -m alone $(ARGS); alone=$$?; \
 	case $$others$$alone in 00|05|50) ;; *) exit 1 ;; esac  # 5: there was none among them
 

@@ -1,33 +1,41 @@
 """`relay`: its verbs, and how an error ends it."""
 
 import sys
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
 from relay import __version__
-from relay.cli.dead import dead
-from relay.cli.demo import demo
-from relay.cli.lag import lag
-from relay.cli.migrate import migrate
-from relay.cli.parked import parked
-from relay.cli.republish import republish
-from relay.cli.run import run
-from relay.cli.saga import saga
-from relay.cli.topology import topology
 from relay.errors import ExitCode, RelayError
 
+VERBS: Final = ("dead", "demo", "lag", "migrate", "parked", "republish", "run", "saga", "topology")
+"""Each is a module of this package, and the command in it of the same name."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class Verbs(click.Group):
+    """A verb is imported when it is asked for: a relay that starts does not wait for what only other verbs need."""
+
+    def __init__(self, **attributes: Any) -> None:
+        names = dict.fromkeys(
+            VERBS, click.Command(None)
+        )  # all that click needs to list them, and to guess what was meant
+        super().__init__(commands=names, **attributes)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        verb: click.Command = getattr(import_module(f"relay.cli.{cmd_name}"), cmd_name)
+        return verb
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="relay")
 def cli() -> None:
     """Publish what services commit to PostgreSQL, to RabbitMQ: nothing lost, nothing made up, in order.
 
     Exit status: 0 ok, 1 failure, 2 usage, 3 PostgreSQL unreachable or slot missing, 4 broker unreachable.
     """
-
-
-for verb in (run, lag, parked, saga, dead, republish, topology, migrate, demo):
-    cli.add_command(verb)
 
 
 def main() -> None:

@@ -43,14 +43,11 @@ def create_role(connection: Connection, name: str, password: str, attributes: Li
     connection.execute(statement.format(sql.Identifier(name), sql.Literal(verifier)))
 
 
-def create_database(
-    connection: Connection, name: str, owner: str, guests: Sequence[str] = (), template: str = "template1"
-) -> None:
+def create_database(connection: Connection, name: str, owner: str, guests: Sequence[str] = ()) -> None:
     """Create a database that its owner and its guests may connect to, and nobody else; one that exists becomes such."""
     database = sql.Identifier(name)
     if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
-        create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
-        connection.execute(create.format(database, sql.Identifier(owner), sql.Identifier(template)))
+        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, sql.Identifier(owner)))
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
     for guest in guests:
         connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, sql.Identifier(guest)))

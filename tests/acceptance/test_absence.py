@@ -63,7 +63,7 @@ class Shop:
         assert await self.stack.kill(service, AWAY_S)
 
     async def is_back(self, service: str) -> None:
-        """Wait until it has been away for a minute."""
+        """Wait until it has been away for a minute. It has only just been started then."""
         pid, left_at = self._left[service]
         await self.until(lambda: self.stack.pids[service] != pid, AWAY_S + BACK_S)
         assert asyncio.get_running_loop().time() - left_at >= AWAY_S
@@ -120,8 +120,8 @@ async def test_inventory_and_customers_are_away_for_a_minute_and_every_order_end
 
     await shop.is_back("inventory")
     assert shop.states(*patient, *refused_later, *without_anybody) == {"PENDING"}, "Customers are still away"
-    with_goods = [await shop.order(ada, "10.00", lamps=3) for _ in range(2)]
     await shop.until(lambda: shop.states(*given_up, *refused) == {"CANCELLED"})
+    with_goods = [await shop.order(ada, "10.00", lamps=3) for _ in range(2)]
 
     await shop.is_back("customers")
     await shop.until(lambda: unsettled(shop.dsns["orders"])[0] == undelivered(shop.dsns) == 0)

@@ -102,7 +102,9 @@ class TestHelp:
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_every_option_of_a_verb_says_what_it_is_for(self, verb: str) -> None:
-        options = [option for option in cli.commands[verb].params if isinstance(option, click.Option)]
+        command = cli.get_command(click.Context(cli), verb)
+        assert command is not None
+        options = [option for option in command.params if isinstance(option, click.Option)]
         assert [option.name for option in options if not option.help] == []
 
     def test_the_addresses_that_the_help_shows_would_be_accepted(self, relay: Callable[..., Ended]) -> None:
@@ -119,6 +121,7 @@ class TestMistakes:
         ("arguments", "complaint"),
         [
             (["nonsense"], "No such command 'nonsense'"),
+            (["lagg"], "Did you mean 'lag'?"),
             (["run", "--colour"], "No such option"),
             (["run", "--log-format", "xml"], "'xml' is not one of"),
             (["lag", "--format", "xml"], "'xml' is not one of"),
