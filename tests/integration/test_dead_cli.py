@@ -15,7 +15,7 @@ from relay.messaging.dead import Entry, Selection, Sheet
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier
 from tests.support.database import Database
-from tests.support.notebook import SERVICE, Note, Notebook, running, then_written, with_notes
+from tests.support.notebook import SERVICE, Note, Notebook, running, then_written
 from tests.support.terminal import Ended, Terminal
 from tests.support.waiting import eventually
 
@@ -311,10 +311,6 @@ def drop(database: Database, message_id: str) -> int:
 
 class TestWithAService:
     """It stumbles over notes that it is told to, gives up soon, and puts what comes later behind them."""
-
-    @pytest.fixture
-    def notes(self, make_database: Callable[..., Database]) -> Database:
-        return with_notes(make_database())
 
     @pytest.fixture
     def notebook(self) -> Notebook:

@@ -26,7 +26,6 @@ from tests.support.notebook import (
     pool_of,
     running,
     then_written,
-    with_notes,
     written,
 )
 from tests.support.waiting import eventually
@@ -52,21 +51,9 @@ SLOWLY = Retry(attempts=20, backoff="1h..1h")
 """Once put off, a message stays put off for as long as any test takes."""
 
 
-@pytest.fixture
-def notes(make_database: Callable[..., Database]) -> Database:
-    return with_notes(make_database())
-
-
 @pytest.fixture(autouse=True)
 def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "relay")
-
-
-@pytest.fixture
-async def courier(vhost: VirtualHost) -> AsyncIterator[Courier]:
-    async with Courier(vhost.url) as courier:
-        await courier.declare(Notebook().service.queue)
-        yield courier
 
 
 class Patient:

@@ -1,6 +1,6 @@
 """What sagas take in any order waits for nobody of its aggregate, and keeps nobody waiting, also once it is put off."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Final
 
 import psycopg
@@ -19,7 +19,7 @@ from relay.saga import Orchestrator, Saga
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier, Outgoing
 from tests.support.database import Database
-from tests.support.notebook import SERVICE, Note, Notebook, running, then_written, with_notes
+from tests.support.notebook import SERVICE, Note, Notebook, running, then_written
 from tests.support.saga import status_of
 from tests.support.waiting import eventually
 
@@ -49,18 +49,6 @@ class Eraser(Notebook):
     def _stumble(self, what: str) -> None:
         if what in self.broken:
             raise ZeroDivisionError("a bug")
-
-
-@pytest.fixture
-def notes(make_database: Callable[..., Database]) -> Database:
-    return with_notes(make_database())
-
-
-@pytest.fixture
-async def courier(vhost: VirtualHost) -> AsyncIterator[Courier]:
-    async with Courier(vhost.url) as courier:
-        await courier.declare(Eraser().service.queue)
-        yield courier
 
 
 def note(text: str) -> Delivery:

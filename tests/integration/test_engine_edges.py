@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Final
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from relay.tasks import end
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier
 from tests.support.database import Database
-from tests.support.notebook import SERVICE, Note, Notebook, pool_of, running, then_written, with_notes
+from tests.support.notebook import SERVICE, Note, Notebook, pool_of, running, then_written
 from tests.support.saga import connect, hear, last_sent, status_of
 from tests.support.waiting import eventually
 
@@ -33,18 +33,6 @@ class Broken(Exception):
 
     def __str__(self) -> str:
         raise AttributeError("no words")
-
-
-@pytest.fixture
-def notes(make_database: Callable[..., Database]) -> Database:
-    return with_notes(make_database())
-
-
-@pytest.fixture
-async def courier(vhost: VirtualHost) -> AsyncIterator[Courier]:
-    async with Courier(vhost.url) as courier:
-        await courier.declare(Notebook().service.queue)
-        yield courier
 
 
 async def tell(courier: Courier, text: str, **headers: HeaderValue) -> None:

@@ -1,7 +1,6 @@
 """A handler that hangs is cancelled when its time is over: a failed attempt, which holds nobody up for long."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import pytest
@@ -16,7 +15,7 @@ from relay.saga import Orchestrator, Saga
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier
 from tests.support.database import Database
-from tests.support.notebook import SERVICE, Note, Notebook, running, then_written, with_notes
+from tests.support.notebook import SERVICE, Note, Notebook, running, then_written
 from tests.support.saga import delivery_of, last_sent, status_of
 from tests.support.waiting import eventually
 
@@ -25,18 +24,6 @@ RETRY: Final = Retry(attempts=FAULT_TRIES + 1, backoff="50ms..100ms")
 HISTORY: Final = "SELECT e->>'error' FROM relay.deferred, json_array_elements(history) AS e WHERE message_id = %s"
 DEAD: Final = "SELECT message_id FROM relay.deferred WHERE dead_at IS NOT NULL ORDER BY message_id"
 TOO_LONG: Final = ("TookTooLong: not done within 0.2 s",)
-
-
-@pytest.fixture
-def notes(make_database: Callable[..., Database]) -> Database:
-    return with_notes(make_database())
-
-
-@pytest.fixture
-async def courier(vhost: VirtualHost) -> AsyncIterator[Courier]:
-    async with Courier(vhost.url) as courier:
-        await courier.declare(Notebook().service.queue)
-        yield courier
 
 
 async def tell(courier: Courier, text: str) -> None:

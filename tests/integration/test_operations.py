@@ -26,7 +26,7 @@ from relay.messaging import (
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier
 from tests.support.database import Database
-from tests.support.notebook import SERVICE, pool_of, with_notes, written
+from tests.support.notebook import SERVICE, pool_of, written
 from tests.support.waiting import eventually
 
 Connect = Callable[[], AbstractAsyncContextManager[AsyncConnection[TupleRow]]]
@@ -116,11 +116,6 @@ CANCEL = Cancel(guest="ada")
 @pytest.fixture
 def hotel() -> Hotel:
     return Hotel()
-
-
-@pytest.fixture
-def notes(make_database: Callable[..., Database]) -> Database:
-    return with_notes(make_database())
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import psycopg
@@ -16,16 +16,11 @@ from tests.conftest import VirtualHost
 from tests.support.courier import Courier, Outgoing
 from tests.support.database import Database
 from tests.support.link import Link
-from tests.support.notebook import SERVICE, Happened, Note, Notebook, running, then_written, with_notes, written
+from tests.support.notebook import SERVICE, Happened, Note, Notebook, running, then_written, written
 from tests.support.waiting import eventually
 
 WAIT_S = 30.0
 DEAD = "SELECT message_id, attempts, body, history FROM relay.deferred WHERE dead_at IS NOT NULL"
-
-
-@pytest.fixture
-def notes(make_database: Callable[..., Database]) -> Database:
-    return with_notes(make_database())
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +31,6 @@ def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.fixture
 def notebook() -> Notebook:
     return Notebook()
-
-
-@pytest.fixture
-async def courier(vhost: VirtualHost, notebook: Notebook) -> AsyncIterator[Courier]:
-    async with Courier(vhost.url) as courier:
-        await courier.declare(notebook.service.queue)
-        yield courier
 
 
 @pytest.fixture
