@@ -10,6 +10,7 @@ from pathlib import Path
 from signal import SIGINT
 from typing import Any, Final
 
+import psycopg
 import pytest
 
 from relay.demo.audit import audit, undelivered, unsettled
@@ -63,8 +64,11 @@ async def then_all_is_settled(stack: dict[str, Any], orders: int) -> None:
     """Wait until every order has come to its end and every message has arrived; then every invariant holds."""
 
     def settled() -> bool:
-        unfinished, total = unsettled(stack["dsn"]["orders"])
-        return unfinished == 0 and total >= orders and undelivered(stack["dsn"]) == 0
+        try:
+            unfinished, total = unsettled(stack["dsn"]["orders"])
+            return unfinished == 0 and total >= orders and undelivered(stack["dsn"]) == 0
+        except psycopg.OperationalError:
+            return False  # PostgreSQL was killed, and is not back yet
 
     try:
         await eventually(settled, SETTLE_S)

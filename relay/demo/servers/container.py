@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.types import Ulimit
 from requests.exceptions import RequestException
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
@@ -117,6 +118,8 @@ class ContainerServer(Server):
     image: ClassVar[str]
     ports_inside: ClassVar[tuple[int, ...]]
     """What it listens on in the container, in the order of `_ports`."""
+    limits: ClassVar[tuple[Ulimit, ...]] = ()
+    """Of its processes, where those that the engine sets do not do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +173,8 @@ class ContainerServer(Server):
         """A container for these ports: those of one that exists cannot be changed."""
         self._remove()
         self._name = f"relay-{self.title.lower()}-{secrets.token_hex(6)}"
-        self._box = DockerContainer(self.image, name=self._name, labels={OWNER: str(os.getpid())})
+        labels = {OWNER: str(os.getpid())}
+        self._box = DockerContainer(self.image, name=self._name, labels=labels, ulimits=list(self.limits))
         self._fill(self._box)
         for inside, port in zip(self.ports_inside, self._ports, strict=True):
             # testcontainers hands it on to the engine's client, which takes an address as well.

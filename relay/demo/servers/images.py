@@ -61,6 +61,7 @@ class ContainerRabbitMQ(RabbitMQ, ContainerServer):
     image = "rabbitmq:4-management"
     ports_needed = 2
     ports_inside = (5672, 15672)
+    limits = (Ulimit(name="nofile", soft=FILES_MAX, hard=FILES_MAX),)
 
     def stop(self) -> None:
         """By its own tool: the first process of the container may be a shell, which keeps SIGTERM to itself."""
@@ -72,7 +73,6 @@ class ContainerRabbitMQ(RabbitMQ, ContainerServer):
 
     def _fill(self, box: DockerContainer) -> None:
         box.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", IDLE_SLEEPS)
-        box.with_kwargs(ulimits=[Ulimit(name="nofile", soft=FILES_MAX, hard=FILES_MAX)])
         files = {
             "enabled_plugins": f"[{', '.join(PLUGINS)}].\n",
             "conf.d/90-relay.conf": RABBITMQ_CONFIG,
