@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import click
 
-from relay import __version__
 from relay.errors import ExitCode, RelayError
 
 VERBS: Final = ("dead", "demo", "lag", "migrate", "parked", "republish", "run", "saga", "topology")
@@ -30,7 +29,7 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="relay")
+@click.version_option(package_name="saga-relay", prog_name="relay")
 def cli() -> None:
     """Publish what services commit to PostgreSQL, to RabbitMQ: nothing lost, nothing made up, in order.
 

@@ -116,6 +116,18 @@ class TestHelp:
         assert load(None, dsn=dsn[1], amqp_url=amqp_url[1]).source[0].name == "orders"
 
 
+class TestStart:
+    def test_a_relay_that_starts_does_not_wait_for_what_only_other_verbs_need(self) -> None:
+        looks = (
+            "import sys, click; from relay.cli.main import cli; cli.get_command(click.Context(cli), 'run');"
+            "print(*sorted(sys.modules))"
+        )
+        done = subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, check=True)
+        modules = done.stdout.split()
+        assert "relay.bootstrap" in modules
+        assert [name for name in modules if name.startswith(("relay.saga", "relay.messaging", "relay.demo"))] == []
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
