@@ -7,7 +7,7 @@ from typing import Self, TypeAlias
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from relay import __version__
+import relay
 from relay.capture import columns
 from relay.capture.captures import Captured, Captures
 from relay.capture.change import Writer
@@ -104,7 +104,7 @@ class Capturing:
         if capture.envelope is not settings.Envelope.DEBEZIUM:
             return NativeWriter()
         given = DebeziumSettings.parse(capture.debezium)
-        return DebeziumWriter(given, self.source.name, database(self.source.dsn.get_secret_value()), __version__)
+        return DebeziumWriter(given, self.source.name, database(self.source.dsn.get_secret_value()), relay.__version__)
 
 
 async def _found(
