@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from relay.broker.connection import Connection
@@ -18,7 +17,7 @@ from tests.conftest import VirtualHost
 from tests.support.database import Database
 from tests.support.link import Link
 from tests.support.process import Process
-from tests.support.servers import RabbitServer
+from tests.support.servers import RabbitServer, management
 from tests.support.topology import Topology, billing
 from tests.support.verdict import assert_delivered, committed_messages
 from tests.support.waiting import eventually
@@ -212,9 +211,8 @@ async def test_nor_when_the_broker_itself_starts_again_with_messages_in_the_part
     Were it not so, some aggregates would have their later messages in a partition that is emptied before the one that
     has the earlier ones, in whatever order that happens: what moves, moves in a circle.
     """
-    login = ("admin", own_rabbit.admin.password)
     handler = Handler()
-    with httpx.Client(base_url=own_rabbit.management_url, auth=login, timeout=30) as api:
+    with management(own_rabbit.management_url, own_rabbit.admin.name, own_rabbit.admin.password) as api:
         vhost = VirtualHost("/", RabbitServer(own_rabbit.amqp_url(), api, {}))
         shop = Shop(tmp_path, database, vhost)
         shop.configure(4)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from signal import SIGKILL
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
@@ -24,7 +23,7 @@ from tests.acceptance.saga_world.stage import AGENCY, CALLER, Servers
 from tests.acceptance.saga_world.verdict import assert_adds_up, assert_in_time, assert_never_begun, assert_told_once
 from tests.acceptance.saga_world.world import World
 from tests.support.mailbox import QUEUE_IS_DURABLE_S
-from tests.support.servers import RabbitServer, with_roles
+from tests.support.servers import RabbitServer, management, with_roles
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -51,11 +50,13 @@ class Own:
 @pytest.fixture(scope="module")
 def own() -> Iterator[tuple[Own, Servers]]:
     user = relay_user()
-    with PrivatePostgres(durable=False) as postgres, PrivateRabbitMQ([user]) as rabbit:
-        login = (rabbit.admin.name, rabbit.admin.password)
-        with httpx.Client(base_url=rabbit.management_url, auth=login, timeout=30) as api:
-            broker = RabbitServer(rabbit.amqp_url(), api, {RELAY: user})
-            yield Own(postgres, rabbit), Servers.furnish(with_roles(postgres.dsn("postgres")), broker)
+    with (
+        PrivatePostgres(durable=False) as postgres,
+        PrivateRabbitMQ([user]) as rabbit,
+        management(rabbit.management_url, rabbit.admin.name, rabbit.admin.password) as api,
+    ):
+        broker = RabbitServer(rabbit.amqp_url(), api, {RELAY: user})
+        yield Own(postgres, rabbit), Servers.furnish(with_roles(postgres.dsn("postgres")), broker)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

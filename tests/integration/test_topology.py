@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
 from relay.broker.connection import ChannelRefused, Connection
@@ -20,7 +19,7 @@ from relay.demo.servers.rabbitmq import PrivateRabbitMQ
 from relay.errors import ExitCode
 from tests.conftest import VirtualHost
 from tests.support.courier import Courier, Outgoing
-from tests.support.servers import RabbitServer
+from tests.support.servers import RabbitServer, management
 from tests.support.topology import Topology, billing
 from tests.support.waiting import eventually
 
@@ -350,8 +349,7 @@ class TestOrder:
         server = PrivateRabbitMQ()
         server.start()
         with server:
-            login = ("admin", server.admin.password)
-            with httpx.Client(base_url=server.management_url, auth=login, timeout=30) as api:
+            with management(server.management_url, server.admin.name, server.admin.password) as api:
                 topology = Topology(tmp_path, VirtualHost("/", RabbitServer(server.amqp_url(), api, {})))
                 topology.write(billing(self.PARTITIONS))
                 await topology.applied()

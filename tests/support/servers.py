@@ -25,6 +25,10 @@ KIND = "RELAY_TEST_SERVERS"
 NAMED = ("RELAY_TEST_PG_DSN", "RELAY_TEST_AMQP_URL")
 """Servers that are there."""
 
+KEEPALIVE_S = 2.0
+"""How long a connection is used again. RabbitMQ 4's web server closes it 5 s after an answer; httpx would use it for as
+long, and now and then just then. Source: Cowboy's cowboy_http, `request_timeout`."""
+
 SETTINGS = {"max_replication_slots": "50", "max_wal_senders": "50"}
 
 
@@ -140,12 +144,18 @@ def rabbit_server() -> Iterator[RabbitServer]:
         yield server
 
 
+def management(url: str, user: str, password: str) -> httpx.Client:
+    """A client of RabbitMQ's management API."""
+    limits = httpx.Limits(keepalive_expiry=KEEPALIVE_S)
+    return httpx.Client(base_url=url, auth=(user, password), timeout=30, limits=limits)
+
+
 @contextmanager
 def _with_users(url: str, api: str) -> Iterator[RabbitServer]:
     parts = urlsplit(url)
-    login = (parts.username or "guest", parts.password or "guest")
+    login = parts.username or "guest", parts.password or "guest"
     users = {user.name: user for user in (relay_user(), *(service_user(name) for name in SERVICES))}
-    with httpx.Client(base_url=api, auth=login, timeout=30) as client:
+    with management(api, *login) as client:
         server = RabbitServer(url, client, users)
         for user in users.values():
             server.put(f"users/{user.name}", {"password": user.password, "tags": ""})
