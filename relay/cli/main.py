@@ -16,10 +16,8 @@ class Verbs(click.Group):
     """A verb is imported when it is asked for: a relay that starts does not wait for what only other verbs need."""
 
     def __init__(self, **attributes: Any) -> None:
-        names = dict.fromkeys(
-            VERBS, click.Command(None)
-        )  # all that click needs to list them, and to guess what was meant
-        super().__init__(commands=names, **attributes)
+        # Their names are all that click needs to list them, and to guess which one was meant.
+        super().__init__(commands=dict.fromkeys(VERBS, click.Command(None)), **attributes)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:

@@ -28,8 +28,8 @@ ROWS = (
 
 STATEMENTS = 10_000
 SMALL_ROWS = 10_000
-LARGE_ROWS = 100_000
-LARGE_S = 120.0
+LARGE_ROWS = 300_000
+LARGE_S = 240.0
 """How long a transaction of LARGE_ROWS may take on a busy machine."""
 MOST_MB = 80.0
 MORE_MB = 6.0

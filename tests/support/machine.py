@@ -19,8 +19,7 @@ ROOT = Path(__file__).parents[2]
 IMAGE: Final = "debian:trixie-slim"
 
 TMP: Final = "/tmp:exec,nosuid,nodev,mode=1777,size=50%"  # noqa: S108  the mount of a machine, no file of ours
-"""In memory, as Debian 13 mounts it where systemd does that: its release notes, "The temporary-files directory /tmp is
-now stored in a tmpfs"."""
+"""In memory, which spares the servers of the tests the disk, as a Debian 13 with systemd has it too."""
 
 LIFE_S: Final = 2 * 3600
 """When it ends by itself, should nobody be left to end it."""
